@@ -1,0 +1,202 @@
+"""The command line: options in, one call into `simulator.commands`, an exit code out.
+
+No logic lives here and nothing heavy is imported before a command runs. Exit codes: 0, 1 (a bug
+in Headway), 2 (input that cannot be used), 3 (no plan can run), 130 (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from simulator.commands import flags
+from simulator.commands.flags import Flag
+from simulator.errors import ConfigError, InfeasiblePlan, OutsideCalibration
+
+BUG, BAD_INPUT, INFEASIBLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
+DEBUG = "HEADWAY_DEBUG"  # set to see the traceback of a bug
+
+METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: None}
+
+app = typer.Typer(
+    name="headway",
+    help="A discrete-event simulator of LLM serving.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def simulate(experiment: str | None, **values: Any) -> None:
+    """Simulate one experiment: a YAML file, flags, or a file with flags laid over it."""
+    from simulator.commands.simulate import run
+
+    run(experiment, values)
+
+
+def search(experiment: str | None, **values: Any) -> int:
+    """Find the best plan for a workload on a cluster."""
+    from simulator.commands.search import run
+
+    return run(experiment, values)
+
+
+def explain(experiment: str | None, **values: Any) -> None:
+    """Show where the time of one iteration goes, op by op."""
+    from simulator.commands.explain import run
+
+    run(experiment, values)
+
+
+def models(*, json: bool) -> None:
+    """List the bundled models."""
+    from simulator.commands.catalogue import models
+
+    models(json)
+
+
+def hardware(*, json: bool) -> None:
+    """List the bundled GPUs."""
+    from simulator.commands.catalogue import hardware
+
+    hardware(json)
+
+
+def schema() -> None:
+    """Print the JSON Schema of an experiment file, for editors."""
+    from simulator.commands.catalogue import schema
+
+    schema()
+
+
+def _option(flag: Flag) -> inspect.Parameter:
+    """A flag as a parameter typer understands; not given = None, or False for a switch."""
+    is_switch = flag.kind is bool
+    # Numbers stay text here, so that a wrong one gets the same message as in a file.
+    kind: Any = list[str] | None if flag.many else bool if is_switch else str | None
+    option = typer.Option(
+        flag.name,
+        help=flag.help,
+        rich_help_panel=flag.panel,
+        metavar=flag.metavar or METAVARS[flag.kind],
+        show_default=False,
+    )
+    return inspect.Parameter(
+        flag.parameter,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if is_switch else None,
+        annotation=Annotated[kind, option],
+    )
+
+
+EXPERIMENT = inspect.Parameter(
+    "experiment",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Argument(metavar="[EXPERIMENT.yaml]", help="Experiment file.", show_default=False),
+    ],
+)
+
+
+def _add(
+    command: Callable[..., int | None], options: Sequence[Flag], *examples: str, file: bool = True
+) -> None:
+    """Register a command with the options of its table."""
+
+    def guarded(**values: Any) -> None:
+        raise typer.Exit(exit_code(lambda: command(**values)))
+
+    parameters = [_option(flag) for flag in options]
+    guarded.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [EXPERIMENT, *parameters] if file else parameters
+    )
+    app.command(
+        name=command.__name__,
+        help=command.__doc__,
+        epilog="\n\n".join(f"[bold]Example:[/bold] {example}" for example in examples),
+    )(guarded)
+
+
+_add(
+    simulate,
+    flags.SIMULATE,
+    "headway simulate experiments/quickstart.yaml",
+    "headway simulate --model llama-3.1-8b --cluster 1xH100-SXM --trace chat-1k --tp 1 --json",
+)
+_add(
+    search,
+    flags.SEARCH,
+    "headway search experiments/plan_search.yaml",
+    "headway search --model llama-3.1-70b --cluster 8xH100-SXM --trace chat-1k "
+    "--objective goodput --slo ttft=1s --slo tpot=50ms",
+)
+_add(
+    explain,
+    flags.EXPLAIN,
+    "headway explain --model llama-3.1-70b --cluster 8xH100-SXM --tp 8 --prefill 2048 "
+    "--decode 64@1024",
+)
+_add(models, (flags.JSON,), "headway models --json", file=False)
+_add(hardware, (flags.JSON,), "headway hardware --json", file=False)
+_add(schema, (), "headway schema > experiment.schema.json", file=False)
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run a command; every error becomes one line on stderr and an exit code."""
+    try:
+        code = command() or 0
+        sys.stdout.flush()
+        return code
+    except (ConfigError, OutsideCalibration) as error:
+        return _fail(error, BAD_INPUT)
+    except InfeasiblePlan as error:
+        return _fail(error, INFEASIBLE)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except MemoryError:
+        return _fail("this machine has not enough memory for the experiment", BAD_INPUT)
+    except OSError as error:
+        return _fail(f"{error.filename or 'stdout'}: {error.strerror or error}", BAD_INPUT)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        name = type(error).__name__
+        return _fail(f"bug in Headway: {name}: {error} ({DEBUG}=1 shows where)", BUG)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    return code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of a command line."""
+    try:
+        code = app(args=list(arguments) or ["--help"], prog_name="headway", standalone_mode=False)
+    except typer.TyperException as error:  # a usage error
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "headway"
+        return _fail(f"{error.format_message().rstrip('.')} ({command} --help)", BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    return int(code or 0)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Replicas behind a router, and the clients in front of it.
+
+Where every arrival is known and the router looks at nothing but the request's number, arrivals are
+dealt to the replicas before the run. Otherwise each arrival is an URGENT event, so that at equal
+times arrivals come before iteration ends; a closed loop sends its next request one nanosecond after
+the answer, so that this rule decides there too.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+
+import numpy as np
+import simpy
+from simpy.events import URGENT
+
+from simulator.batch import FOREVER
+from simulator.lane import Rank
+from simulator.recorder import REJECTED, Recorder
+from simulator.replica import Feed, Replica
+from simulator.request import Ints, RequestTable, Sequence
+from simulator.routers import Router
+
+
+class Requests:
+    """A workload's columns as Python lists, and the sequences made from them."""
+
+    __slots__ = ("output_tokens", "priority", "prompt_tokens", "table")
+
+    def __init__(self, table: RequestTable) -> None:
+        self.table = table
+        self.prompt_tokens: list[int] = table.prompt_tokens.tolist()
+        self.output_tokens: list[int] = table.output_tokens.tolist()
+        self.priority = None if table.priority is None else table.priority.tolist()
+
+    def make(self, i: int) -> Sequence:
+        priority = 0 if self.priority is None else self.priority[i]
+        return Sequence(i, self.prompt_tokens[i], self.output_tokens[i], priority)
+
+
+def deal(
+    requests: Requests, accepted: Ints, recorder: Recorder, ranks_of: list[int]
+) -> list[Feed]:
+    """Feeds of the replicas, round-robin over all their ranks (`ranks_of` each replica)."""
+    times = requests.table.arrival_ns
+    recorder.sent_ns = array("q", times.tobytes())
+    number = np.arange(len(accepted)) % sum(ranks_of)
+    feeds, first = [], 0
+    for num_ranks in ranks_of:
+        mine = (number >= first) & (number < first + num_ranks)
+        chosen, ranks = accepted[mine], number[mine] - first
+        feeds.append(Feed(chosen.tolist(), times[chosen].tolist(), requests.make, ranks.tolist()))
+        first += num_ranks
+    return feeds
+
+
+class Clients:
+    """Sends requests when they are due: open or closed loop, multi-turn sessions, any router."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        requests: Requests,
+        accepted: Ints,
+        router: Router,
+        recorder: Recorder,
+        horizon_ns: int,
+    ) -> None:
+        self.env = env
+        self.requests = requests
+        self.router = router
+        self.recorder = recorder
+        self.horizon_ns = horizon_ns
+        self.ranks: list[Rank] = []
+        self.owners: list[Replica] = []  # of each rank
+        self._replicas: list[Replica] = []
+        table = requests.table
+        self._limit = table.max_concurrency or len(table)
+        self._in_flight = self._num_sent = 0
+        self._queue: deque[int] = deque()  # due, but held back by the concurrency limit
+        self._children: dict[int, list[int]] = {}
+        self._accepted = set(accepted.tolist()) if len(accepted) < len(table) else None
+        self._roots = self._plan_turns(table)
+
+    def _plan_turns(self, table: RequestTable) -> list[int]:
+        parents = None if table.parent is None else table.parent.tolist()
+        roots = []
+        for i in range(len(table)):
+            if parents is None or parents[i] < 0:
+                roots.append(i)
+            else:
+                self._children.setdefault(parents[i], []).append(i)
+        return roots
+
+    def connect(self, replicas: list[Replica]) -> None:
+        """Stand in front of these replicas, and start sending."""
+        self._replicas = replicas
+        for replica in replicas:
+            self.ranks += replica.ranks
+            self.owners += [replica] * len(replica.ranks)
+        self.env.process(self._send_roots())
+
+    def _send_roots(self) -> simpy.events.ProcessGenerator:
+        times = self.requests.table.arrival_ns[self._roots].tolist()
+        for i, time_ns in zip(self._roots, times, strict=True):
+            if time_ns > self.horizon_ns:
+                return
+            if time_ns > self.env.now:
+                yield self._at(time_ns)
+            self._due(i)
+
+    def _at(self, time_ns: int) -> simpy.Event:
+        event = self.env.event()
+        event._ok, event._value = True, None  # triggered: what Event.succeed does, at a later time
+        self.env.schedule(event, URGENT, time_ns - self.env.now)
+        return event
+
+    def _later(self, i: int, time_ns: int) -> None:
+        callbacks = self._at(time_ns).callbacks
+        assert callbacks is not None
+        callbacks.append(lambda _: self._due(i))
+
+    def _due(self, i: int) -> None:
+        if self._in_flight >= self._limit:
+            self._queue.append(i)
+        else:
+            self._send(i)
+
+    def _send(self, i: int) -> None:
+        now_ns = int(self.env.now)
+        self.recorder.sent_ns[i] = now_ns
+        self._in_flight += 1
+        if self._accepted is not None and i not in self._accepted:
+            self._answered(i, now_ns)
+            return
+        seq = self.requests.make(i)
+        if self.router.reads_cache:
+            for replica in self._replicas:
+                replica.settle(now_ns)
+        target = self.router.choose(self._num_sent, seq, self.ranks)
+        self._num_sent += 1
+        self.ranks[target].receive(seq)
+        self.owners[target].notify(now_ns)
+
+    def finished(self, seq: Sequence, now_ns: int) -> None:
+        """A request has its last token: send what waited for that."""
+        self._answered(seq.id, now_ns)
+
+    def _answered(self, i: int, now_ns: int) -> None:
+        self._in_flight -= 1
+        table = self.requests.table
+        for child in self._children.pop(i, ()):
+            delay = 0 if table.delay_ns is None else int(table.delay_ns[child])
+            due = max(int(table.arrival_ns[child]), now_ns + delay, now_ns + 1)
+            if due <= self.horizon_ns:
+                self._later(child, due)
+        if self._queue and now_ns + 1 <= self.horizon_ns:
+            self._later(self._queue.popleft(), now_ns + 1)
+
+
+def refuse_misfits(
+    table: RequestTable, recorder: Recorder, most_tokens: int, max_model_len: int
+) -> Ints:
+    """Indices of the requests that can be served; the others are counted as rejected."""
+    total = table.prompt_tokens + table.output_tokens
+    limit = min(most_tokens + 1, max_model_len or FOREVER)  # the last token needs no KV
+    misfits = np.flatnonzero(total > limit)
+    for i in misfits.tolist():
+        recorder.status[i] = REJECTED
+    return np.flatnonzero(total <= limit)

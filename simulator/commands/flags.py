@@ -1,0 +1,257 @@
+"""The command-line flags as tables: each row is a flag, its type, and the YAML key it overrides.
+
+A command's signature for typer and the overriding of its YAML file both come from these rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """One option of a command."""
+
+    name: str
+    help: str
+    key: str = ""  # dotted YAML key it overrides; "" = the command reads it itself
+    kind: type = str  # of its value, in the file's checks; bool = a switch
+    sets: bool = True  # what a switch sets its key to
+    many: bool = False  # may be repeated
+    panel: str = "Output"
+    metavar: str = ""
+
+    @property
+    def parameter(self) -> str:
+        return self.name.removeprefix("--").replace("-", "_")
+
+
+def _panel(panel: str, *flags: Flag) -> tuple[Flag, ...]:
+    return tuple(replace(flag, panel=panel) for flag in flags)
+
+
+WHAT = _panel(
+    "What is served",
+    Flag(name="--model", key="model", help="Bundled model, Hugging Face id, or config.json."),
+    Flag(name="--cluster", key="cluster", help="GPUs: 8xH100-SXM, 2x8xH200-SXM, …"),
+    Flag(name="--weight-format", key="weight_format", help="bf16, fp8, int8, int4_g128, mxfp4."),
+    Flag(name="--kv-format", key="kv_format", help="bf16, fp8, int8, int4."),
+)
+PLAN = _panel(
+    "Plan",
+    Flag(name="--tp", key="plan.tp", kind=int, help="Tensor-parallel degree."),
+    Flag(name="--pp", key="plan.pp", kind=int, help="Pipeline stages."),
+    Flag(name="--dp", key="plan.dp", kind=int, help="Replicas behind the router."),
+    Flag(name="--ep", key="plan.ep", kind=int, help="GPUs the experts are spread over."),
+    Flag(
+        name="--attention-dp",
+        key="plan.attention_dp",
+        kind=int,
+        help="Attention ranks of a stage that step together.",
+    ),
+)
+LIMITS = _panel(
+    "Engine",
+    Flag(
+        name="--max-num-batched-tokens",
+        key="engine.max_num_batched_tokens",
+        kind=int,
+        help="Token budget of an iteration.",
+    ),
+    Flag(
+        name="--max-num-seqs",
+        key="engine.max_num_seqs",
+        kind=int,
+        help="Most sequences running at once.",
+    ),
+)
+ENGINE = _panel(
+    "Engine",
+    Flag(
+        name="--max-model-len",
+        key="engine.max_model_len",
+        kind=int,
+        help="Longest context served.",
+    ),
+    Flag(
+        name="--gpu-memory-utilization",
+        key="engine.gpu_memory_utilization",
+        kind=float,
+        help="Share of GPU memory used.",
+    ),
+    Flag(
+        name="--no-prefix-caching",
+        key="engine.prefix_caching",
+        kind=bool,
+        sets=False,
+        help="Never reuse KV blocks.",
+    ),
+    Flag(
+        name="--no-cuda-graphs",
+        key="engine.cuda_graphs",
+        kind=bool,
+        sets=False,
+        help="As vLLM's --enforce-eager.",
+    ),
+    Flag(
+        name="--set",
+        many=True,
+        metavar="KEY=VALUE",
+        help="Any other YAML key: scheduler.long_prefill_token_threshold=512.",
+    ),
+)
+POLICIES = _panel(
+    "Engine",
+    Flag(name="--scheduler", key="scheduler", help="Kind of scheduler (vllm_v1, …)."),
+    Flag(name="--router", key="router", help="Kind of router (round_robin, …)."),
+)
+WORKLOAD = _panel(
+    "Workload",
+    Flag(name="--trace", key="workload", help="Trace file, or a bundled workload (chat-1k)."),
+    Flag(
+        name="--num-prompts",
+        key="workload.num_prompts",
+        kind=int,
+        help="Synthetic load: number of requests.",
+    ),
+    Flag(
+        name="--request-rate",
+        key="workload.request_rate",
+        kind=float,
+        metavar="RATE",
+        help="Synthetic load: requests/s, or inf.",
+    ),
+    Flag(
+        name="--input-len",
+        key="workload.input_len",
+        kind=int,
+        help="Synthetic load: prompt tokens.",
+    ),
+    Flag(
+        name="--output-len",
+        key="workload.output_len",
+        kind=int,
+        help="Synthetic load: output tokens.",
+    ),
+    Flag(
+        name="--max-concurrency",
+        key="workload.max_concurrency",
+        kind=int,
+        help="Most requests in flight at once.",
+    ),
+    Flag(
+        name="--rate-scale",
+        key="workload.rate_scale",
+        kind=float,
+        help="Arrival rate times this.",
+    ),
+    Flag(name="--start", key="workload.start", metavar="TIME", help="Skip earlier arrivals."),
+    Flag(name="--end", key="workload.end", metavar="TIME", help="Skip later arrivals."),
+    Flag(
+        name="--max-requests",
+        key="workload.max_requests",
+        kind=int,
+        help="Only the first so many requests.",
+    ),
+    Flag(
+        name="--slo",
+        many=True,
+        metavar="NAME=TIME",
+        help="Target: ttft=1s, tpot=50ms, e2e=30s, attainment=0.99.",
+    ),
+)
+RUN = _panel(
+    "Run",
+    Flag(name="--seed", key="seed", kind=int, help="Seed of every random draw."),
+    Flag(
+        name="--horizon",
+        key="horizon",
+        metavar="TIME",
+        help="Simulated time after which the run is cut.",
+    ),
+)
+COALESCE = _panel(
+    "Run",
+    Flag(
+        name="--no-coalesce",
+        key="coalesce",
+        kind=bool,
+        sets=False,
+        help="One iteration at a time: same results, slower.",
+    ),
+)
+JSON = Flag(name="--json", kind=bool, help="Print one JSON document.")
+SAVE = (
+    Flag(name="--save-result", metavar="FILE", help="Write the result of vllm bench serve, .json."),
+    Flag(name="--save-detailed", kind=bool, help="With arrays a request in --save-result."),
+    Flag(name="--requests-out", metavar="FILE", help="Write a row a request, .csv or .parquet."),
+    Flag(name="--figures", metavar="FOLDER", help="Write latency.png and occupancy.png there."),
+)
+
+
+def _lists(*flags: Flag) -> tuple[Flag, ...]:
+    """The same flags as comma-separated lists of what a search tries."""
+    renamed = {"weight_format": "weight_formats", "kv_format": "kv_formats"}
+    changed = []
+    for flag in flags:
+        leaf = flag.key.split(".")[-1]
+        changed.append(
+            replace(
+                flag,
+                key=f"search.{renamed.get(leaf, leaf)}",
+                kind=str,
+                panel="What is tried",
+                metavar="A,B,…",
+            )
+        )
+    return tuple(changed)
+
+
+TRIED = _lists(*PLAN, *LIMITS, *WHAT[2:])
+QUESTION = _panel(
+    "Question",
+    Flag(
+        name="--objective",
+        key="search.objective",
+        help="e2e, ttft, tpot, goodput, cost, energy or gpus.",
+    ),
+    Flag(
+        name="--statistic",
+        key="search.objective_statistic",
+        help="Of a latency objective: mean, p50, p90 or p99.",
+    ),
+    Flag(
+        name="--use-all-gpus",
+        key="search.use_all_gpus",
+        kind=bool,
+        help="Every plan fills the cluster.",
+    ),
+    Flag(
+        name="--no-prune",
+        key="search.prune",
+        kind=bool,
+        sets=False,
+        help="Simulate even plans that cannot win.",
+    ),
+    Flag(name="--jobs", key="search.jobs", kind=int, help="Processes; default: all cores."),
+    Flag(name="--store", metavar="FILE", help="Keep finished simulations; resume from them."),
+)
+BATCH = _panel(
+    "Iteration",
+    Flag(
+        name="--prefill",
+        many=True,
+        metavar="N[@CTX]",
+        help="A chunk of N prompt tokens after CTX in KV.",
+    ),
+    Flag(
+        name="--decode",
+        many=True,
+        metavar="B@CTX",
+        help="B decoding sequences with CTX tokens in KV.",
+    ),
+)
+
+SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *WORKLOAD, *RUN, *COALESCE, JSON, *SAVE)
+SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN, JSON)
+EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)

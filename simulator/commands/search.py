@@ -1,0 +1,54 @@
+"""`headway search`: the best plan for a workload on a cluster."""
+
+from __future__ import annotations
+
+import sys
+
+from simulator.commands.flags import SEARCH
+from simulator.commands.output import console, print_json, progress_bar
+from simulator.commands.overrides import Values, document_of
+from simulator.config import resolve_search
+from simulator.errors import InfeasiblePlan, InvariantViolation
+from simulator.search import PlanRecord, SearchOutcome, run_search
+
+INTERRUPTED = 130
+
+
+def run(experiment: str | None, values: Values) -> int:
+    """Search, print what was found; the exit code.
+
+    Raises:
+        InfeasiblePlan: no plan can serve the workload.
+        InvariantViolation: a plan broke the simulator.
+    """
+    spec = resolve_search(document_of(experiment, SEARCH, values))
+    with progress_bar("plans") as show:
+
+        def progress(done: int, total: int, best: PlanRecord | None) -> None:
+            if show is not None:
+                show(done, total, f"best: {best.label}" if best else "")
+
+        outcome = run_search(spec, progress=progress, store=values["store"])
+    if values["json"]:
+        print_json(outcome.to_json())
+    else:
+        from simulator.report.search_table import print_outcome
+
+        print_outcome(console(), outcome)
+    sys.stdout.flush()
+    return exit_code(outcome)
+
+
+def exit_code(outcome: SearchOutcome) -> int:
+    """0 with a best plan; else why there is none."""
+    if outcome.interrupted:
+        return INTERRUPTED
+    if outcome.bugs:
+        bug = outcome.bugs[0]
+        raise InvariantViolation(f"plan {bug.label}: {bug.reason}")
+    if outcome.best is None:
+        reasons = [f"{record.label}: {record.reason}" for record in outcome.records]
+        shown = "; ".join(reasons[:3]) or "nothing to try"
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise InfeasiblePlan(f"no feasible plan among {len(reasons)} ({shown}{more})")
+    return 0

@@ -1,0 +1,69 @@
+"""Attention in seconds: the coefficients of its affine forms, per layer and GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.costs.ops import Machine
+from simulator.spec import KV_FORMATS
+from simulator.work import AttentionWork, Tokens
+
+DECODE_TILE_TOKENS = 128  # KV tokens of one split of the decode kernel
+MLA_HEADS_PER_TILE = 64  # query heads one thread block of FlashMLA serves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionTime:
+    """Coefficients of one layer, in seconds; see `AttentionCost` for the forms."""
+
+    decode_base_s: Tokens  # [num_decode]
+    decode_per_token_s: float
+    prefill_base_s: float
+    prefill_per_token_s: float
+    prefill_per_pair_s: float
+    prefill_per_context_token_s: float
+
+
+def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) -> AttentionTime:
+    """Affine coefficients of decode and prefill attention.
+
+    Decode: t0 + c * B * tiles / SMs + tau * B + bytes / (e BW) * (1 + P0 / P), with
+    P = tiles * KV tokens / 128. As bytes are proportional to P, P0 is a constant: the time of
+    P0 * 128 / tiles tokens. Efficient from the first wave on; ragged lengths count by their sum.
+    """
+    shares, gpu = machine.efficiency, machine.gpu
+    per_token = _decode_token_s(work, machine)
+    tiles = float(work.num_kv_heads)
+    if work.mla:
+        tiles = max(1.0, work.num_q_heads / MLA_HEADS_PER_TILE)
+    base = shares.decode_base_s + per_token * shares.decode_pages * DECODE_TILE_TOKENS / tiles
+    wave = shares.decode_wave_s * tiles / gpu.num_sms
+    peak = gpu.flops_per_s["bf16"]
+    per_pair = work.prefill_flops_per_pair / (shares.prefill_compute * peak)
+    if work.softcap:
+        per_pair *= shares.softcap
+    rate = shares.decode_memory * gpu.memory_bytes_per_s
+    moved = (work.prefill_io_bytes_per_token + work.kv_bytes_per_token) / rate
+    context = work.kv_bytes_per_token / rate
+    context += work.context_flops_per_token / (shares.gemm_compute * peak)
+    return AttentionTime(
+        decode_base_s=base + (wave + shares.decode_seq_s) * num_decode,
+        decode_per_token_s=per_token,
+        prefill_base_s=shares.prefill_base_s,
+        prefill_per_token_s=max(shares.prefill_token_pairs * per_pair, moved),
+        prefill_per_pair_s=per_pair,
+        prefill_per_context_token_s=context,
+    )
+
+
+def _decode_token_s(work: AttentionWork, machine: Machine) -> float:
+    """Seconds a context token: reading its KV, or the arithmetic on it where that is longer."""
+    shares, gpu = machine.efficiency, machine.gpu
+    memory_share = shares.mla_memory if work.mla else shares.decode_memory
+    read = work.kv_bytes_per_token / (memory_share * gpu.memory_bytes_per_s)
+    bits = KV_FORMATS[work.kv_format].bits
+    if bits < 16:
+        read *= max(1.0, shares.decode_quantised * 16 / bits)
+    compute_share = shares.mla_compute if work.mla else shares.prefill_compute
+    compute = work.decode_flops_per_token / (compute_share * gpu.flops_per_s["bf16"])
+    return max(read, compute)

@@ -1,0 +1,239 @@
+"""`simulate(experiment) -> Result`: build the cluster, run the clock dry, collect the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from simulator.allocators import KVAllocator, PagedAllocator, PrefixCachingAllocator, PrefixIndex
+from simulator.batch import FOREVER, PageLayout
+from simulator.cluster import Clients, Requests, deal, refuse_misfits
+from simulator.costs.compiled import CompiledCost
+from simulator.errors import InfeasiblePlan
+from simulator.experiment import Experiment
+from simulator.lane import Lane, Rank
+from simulator.recorder import SEGMENT_COLUMNS, LaneResult, Recorder, Result
+from simulator.replica import Feed, Lockstep, Replica
+from simulator.request import RequestTable
+from simulator.routers import Router
+from simulator.schedulers import Scheduler
+from simulator.spec import NodeGroup
+from simulator.units import to_ns
+
+PROGRESS_INTERVAL_NS = 5_000_000_000  # simulated time between two progress calls
+
+Progress = Callable[[int, int], None]  # finished requests, all requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaKind:
+    """Identical replicas: their price, and the KV pool of each of their attention ranks."""
+
+    num_replicas: int
+    num_ranks: int
+    num_lanes: int
+    cost: CompiledCost
+    num_pages: int
+    layout: PageLayout
+    max_kv_tokens: int  # of one sequence alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A simulation without model or hardware: prices, pools, policies and requests."""
+
+    kinds: tuple[ReplicaKind, ...]
+    table: RequestTable
+    scheduler: Scheduler
+    router: Router
+    max_model_len: int = 0
+    prefix_caching: bool = True
+    horizon_ns: int = FOREVER
+    coalesce: bool = True
+
+
+def simulate(experiment: Experiment, progress: Progress | None = None) -> Result:
+    """Run the experiment to its end (or horizon).
+
+    Raises:
+        InfeasiblePlan: the plan does not divide the model, or does not fit the hardware.
+    """
+    return run(prepare(experiment), progress)
+
+
+def prepare(experiment: Experiment) -> Setup:
+    """Price and size the replicas of an experiment."""
+    settings = experiment.settings
+    is_finite = experiment.horizon_s * 1e9 < FOREVER
+    return Setup(
+        kinds=tuple(_kind(experiment, group, num) for group, num in place(experiment)),
+        table=experiment.workload,
+        scheduler=experiment.scheduler,
+        router=experiment.router,
+        max_model_len=settings.max_model_len or experiment.model.max_context_tokens,
+        prefix_caching=settings.prefix_caching,
+        horizon_ns=to_ns(experiment.horizon_s) if is_finite else FOREVER,
+        coalesce=experiment.coalesce,
+    )
+
+
+def place(experiment: Experiment) -> Iterator[tuple[NodeGroup, int]]:
+    """How many of the plan's replicas each node group takes: in order, as many as fit."""
+    plan, cluster = experiment.plan, experiment.cluster
+    left = plan.dp
+    for group in cluster.groups:
+        num = min(left, group.num_gpus // plan.gpus_per_replica)
+        if num:
+            yield group, num
+        left -= num
+    if left:
+        raise InfeasiblePlan(
+            f"plan {plan} needs {plan.num_gpus} GPUs, {plan.gpus_per_replica} of one type a "
+            f"replica; cluster {cluster.name} has {cluster.num_gpus}"
+        )
+
+
+def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> ReplicaKind:
+    from simulator.costs.roofline import compile_cost
+    from simulator.memory import kv_capacity
+
+    model, plan, settings = experiment.model, experiment.plan, experiment.settings
+    capacity = kv_capacity(model, plan, group.gpu, settings)
+    return ReplicaKind(
+        num_replicas=num_replicas,
+        num_ranks=plan.attention_dp,
+        num_lanes=plan.pp,
+        cost=compile_cost(model, plan, group, settings),
+        num_pages=capacity.num_blocks,
+        layout=PageLayout(
+            settings.block_tokens, capacity.blocks_full_weight, capacity.window_weights
+        ),
+        max_kv_tokens=capacity.tokens,
+    )
+
+
+def run(setup: Setup, progress: Progress | None = None) -> Result:
+    """Run a prepared simulation."""
+    env = simpy.Environment()
+    table = setup.table
+    recorder = Recorder(len(table))
+    requests = Requests(table)
+    most_tokens = min(
+        min(kind.max_kv_tokens, setup.scheduler.longest_context(kind.cost.max_num_tokens))
+        for kind in setup.kinds
+    )
+    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len)
+    clients = feeds = None
+    if setup.router.is_static and table.is_open_loop:
+        feeds = deal(requests, accepted, recorder, [kind.num_ranks for kind in _each(setup)])
+    else:
+        clients = Clients(env, requests, accepted, setup.router, recorder, setup.horizon_ns)
+    replicas = build(setup, env, recorder, feeds, clients)
+    if clients is not None:
+        clients.connect(replicas)
+    if progress is not None:
+        env.process(_tick(env, progress, recorder, len(table), replicas))
+    env.run()
+    return _collect(setup, recorder, replicas)
+
+
+def _each(setup: Setup) -> Iterator[ReplicaKind]:
+    for kind in setup.kinds:
+        for _ in range(kind.num_replicas):
+            yield kind
+
+
+def build(
+    setup: Setup,
+    env: simpy.Environment,
+    recorder: Recorder,
+    feeds: list[Feed] | None,
+    clients: Clients | None,
+) -> list[Replica]:
+    """The replicas with their ranks and lanes; arrivals come from `feeds` or from `clients`."""
+    replicas: list[Replica] = []
+    num_lanes = num_ranks = 0
+    for number, kind in enumerate(_each(setup)):
+        ranks = []
+        for _ in range(kind.num_ranks):
+            on_finish = None if clients is None else clients.finished
+            allocator = _allocator(setup, kind)
+            by_priority = setup.scheduler.by_priority
+            ranks.append(Rank(num_ranks, allocator, kind.layout, recorder, by_priority, on_finish))
+            num_ranks += 1
+        batches = []
+        for _ in range(kind.num_lanes):
+            keys = range(num_lanes, num_lanes + len(ranks))
+            num_lanes += len(ranks)
+            lanes = [Lane(key, rank, kind.cost) for key, rank in zip(keys, ranks, strict=True)]
+            batches.append(Lockstep(lanes, kind.cost, setup.scheduler))
+        feed = None if feeds is None else feeds[number]
+        replicas.append(
+            Replica(
+                env,
+                ranks,
+                batches,
+                coalesce=setup.coalesce,
+                horizon_ns=setup.horizon_ns,
+                feed=feed,
+            )
+        )
+    return replicas
+
+
+def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:
+    if not setup.prefix_caching or setup.table.hash_ids is None:
+        return PagedAllocator(kind.num_pages)
+    layout = kind.layout
+    index = PrefixIndex(setup.table, layout.block_tokens)
+    return PrefixCachingAllocator(kind.num_pages, index, layout.block_tokens, layout.full)
+
+
+def _tick(
+    env: simpy.Environment,
+    progress: Progress,
+    recorder: Recorder,
+    num_requests: int,
+    replicas: list[Replica],
+) -> Generator[simpy.Event, object, None]:
+    while recorder.num_finished < num_requests and env.peek() != float("inf"):
+        yield env.timeout(PROGRESS_INTERVAL_NS)
+        progress(recorder.num_finished, num_requests)
+
+
+def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Result:
+    lanes: list[tuple[int, int, Lane]] = []  # replica, lane within it
+    for number, replica in enumerate(replicas):
+        for position, batch in enumerate(replica.batches):
+            lanes += [(number, position, lane) for lane in batch.lanes]
+    lanes.sort(key=lambda entry: entry[2].key)
+    for _, _, lane in lanes:
+        lane.check_drained()
+    spans = np.array(recorder.spans, dtype=np.int64).reshape(-1, 4)
+    names = ("span_request", "span_lane", "span_first", "span_last")
+    return Result(
+        table=setup.table,
+        lanes=tuple(_lane_result(*entry) for entry in lanes),
+        spans=dict(zip(names, np.ascontiguousarray(spans.T), strict=True)),
+        num_blocks=tuple(rank.allocator.num_pages for r in replicas for rank in r.ranks),
+        block_tokens=setup.kinds[0].layout.block_tokens,
+        end_ns=max((lane.log.end_ns[-1] for _, _, lane in lanes if lane.log.end_ns), default=0),
+        notes=setup.table.notes,
+        **recorder.columns(),
+    )
+
+
+def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:
+    log = lane.log
+    columns = np.array(log.segments, dtype=np.int64).reshape(-1, len(SEGMENT_COLUMNS)).T
+    return LaneResult(
+        replica=replica,
+        rank=lane.rank.index,
+        lane=position,
+        end_ns=np.array(log.end_ns, dtype=np.int64),
+        segment_start_ns=np.array(log.start_ns, dtype=np.int64),
+        segments=dict(zip(SEGMENT_COLUMNS, np.ascontiguousarray(columns), strict=True)),
+    )

@@ -1,0 +1,1 @@
+"""Parts of `simulator.hf_config.model_from_config`: keys, number formats, architectures."""

@@ -1,0 +1,412 @@
+"""One lane of one attention rank: the batch that iterates together, and the books of its pages.
+
+A rank owns the waiting queue and the KV pages; with pipeline parallelism it has several lanes (one
+for each batch in flight) that share both. A lane offers the scheduler its verbs, sums the price of
+what was planned, and commits iterations.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+
+from simulator.allocators import KVAllocator
+from simulator.batch import DecodeSet, PageLayout
+from simulator.costs.compiled import AttentionCost, CompiledCost, StageCost
+from simulator.errors import InvariantViolation
+from simulator.recorder import LaneLog, Recorder
+from simulator.request import Sequence
+from simulator.schedulers.view import WaitingQueue
+
+
+class PriorityQueue:
+    """Waiting requests by (priority, arrival), with the verbs of the FCFS deque."""
+
+    __slots__ = ("_heap",)
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Sequence]] = []
+
+    def append(self, seq: Sequence) -> None:
+        heapq.heappush(self._heap, (seq.priority, seq.id, seq))
+
+    appendleft = append
+
+    def popleft(self) -> Sequence:
+        return heapq.heappop(self._heap)[2]
+
+    def __getitem__(self, index: int) -> Sequence:
+        return self._heap[index][2]
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+
+class Rank:
+    """One attention rank: a waiting queue and a KV pool; what a router sees."""
+
+    __slots__ = (
+        "allocator",
+        "index",
+        "lanes",
+        "layout",
+        "now_ns",
+        "num_evictions",
+        "on_finish",
+        "outstanding_tokens",
+        "recorder",
+        "running",
+        "starved",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        allocator: KVAllocator,
+        layout: PageLayout,
+        recorder: Recorder,
+        by_priority: bool = False,
+        on_finish: Callable[[Sequence, int], None] | None = None,
+    ) -> None:
+        self.index = index
+        self.allocator = allocator
+        self.layout = layout
+        self.recorder = recorder
+        self.waiting: WaitingQueue = PriorityQueue() if by_priority else deque()
+        self.now_ns = 0  # of the plan being made
+        self.running: dict[Sequence, None] = {}  # in admission order, over all lanes
+        self.lanes: dict[int, Lane] = {}  # by key
+        self.starved: set[int] = set()  # lanes that wait for pages of a batch in flight
+        self.num_evictions = 0
+        self.outstanding_tokens = 0
+        self.on_finish = on_finish
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
+
+    def cached_prefix(self, seq: Sequence) -> int:
+        return self.allocator.match(seq)[0]
+
+    def receive(self, seq: Sequence) -> None:
+        self.waiting.append(seq)
+        self.outstanding_tokens += seq.prompt_tokens
+        self.recorder.target[seq.id] = self.index
+
+
+class Lane:
+    """Sequences of one rank that iterate together."""
+
+    __slots__ = (
+        "_match",
+        "allocator",
+        "chunk_pairs",
+        "chunk_tokens",
+        "chunks",
+        "decodes",
+        "granted",
+        "in_flight",
+        "key",
+        "log",
+        "max_num_seqs",
+        "max_num_tokens",
+        "paused",
+        "prefilling",
+        "rank",
+        "taken",
+        "waiting",
+    )
+
+    def __init__(self, key: int, rank: Rank, cost: CompiledCost) -> None:
+        self.key = key  # index among all lanes of the run
+        self.rank = rank
+        self.waiting = rank.waiting
+        self.allocator = rank.allocator
+        self.max_num_tokens = cost.max_num_tokens
+        self.max_num_seqs = cost.max_num_seqs
+        self.decodes = DecodeSet(rank.layout, tuple(w for w in cost.windows if w))
+        self.prefilling: list[Sequence] = []
+        self.chunks: list[tuple[Sequence, int]] = []  # of the coming iteration
+        self.chunk_tokens = 0
+        self.chunk_pairs = 0  # query-key pairs, full causal
+        self.granted = False  # the decodes have their pages for the coming iteration
+        self.taken = 0  # pages given to the decodes of the coming iteration
+        self.log = LaneLog()
+        self.in_flight = False  # dispatched, not yet committed
+        self.paused = False  # its decodes did not gain a token in the latest iteration
+        self._match = (0, 0, 0)
+        rank.lanes[key] = self
+
+    # --- what a scheduler sees and does -------------------------------------------------------
+
+    @property
+    def num_decode(self) -> int:
+        return self.decodes.num_seqs
+
+    @property
+    def num_running(self) -> int:
+        return len(self.rank.running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.chunks) or (self.granted and self.decodes.num_seqs > 0)
+
+    @property
+    def may_admit(self) -> bool:
+        return not self.rank.starved
+
+    def running(self) -> list[Sequence]:
+        return list(self.rank.running)
+
+    def stall(self) -> None:
+        self.rank.starved.add(self.key)
+
+    def decode(self) -> int:
+        """Give the decoding sequences their pages for one token, or tell how many lack."""
+        pages = self.decodes.new_pages()
+        lacking = pages - self.allocator.free_pages
+        if lacking > 0:
+            return lacking
+        if pages:
+            self.allocator.take(pages)
+        self.taken = pages
+        self.granted = True
+        return 0
+
+    def extend(self, seq: Sequence, num_tokens: int) -> bool:
+        pages = self.rank.layout.pages(seq.computed_tokens + num_tokens) - seq.blocks
+        if pages > self.allocator.free_pages:
+            return False
+        self._compute(seq, num_tokens, pages)
+        return True
+
+    def cached(self, seq: Sequence) -> int:
+        self._match = self.allocator.match(seq)
+        return self._match[0]
+
+    def admit(self, seq: Sequence, cached_tokens: int, num_tokens: int, reserve: bool) -> bool:
+        pages = self.rank.layout.pages
+        _, held, unpinned = self._match
+        required = pages(seq.prefill_tokens if reserve else cached_tokens + num_tokens) - held
+        if required + unpinned > self.allocator.free_pages:
+            return False
+        self.waiting.popleft()
+        self.rank.recorder.admitted(seq, cached_tokens, self.rank.now_ns)
+        self.allocator.claim(seq, held)
+        seq.blocks = held
+        seq.computed_tokens = seq.cached_tokens = cached_tokens
+        seq.lane = self.key
+        self.rank.running[seq] = None
+        self.prefilling.append(seq)
+        self._compute(seq, num_tokens, max(0, pages(cached_tokens + num_tokens) - seq.blocks))
+        return True
+
+    def _compute(self, seq: Sequence, num_tokens: int, num_pages: int) -> None:
+        self.allocator.take(num_pages)
+        seq.blocks += num_pages
+        self.chunks.append((seq, num_tokens))
+        self.chunk_tokens += num_tokens
+        self.chunk_pairs += num_tokens * seq.computed_tokens + num_tokens * (num_tokens + 1) // 2
+        self.allocator.computed(seq, seq.computed_tokens + num_tokens)
+
+    def preempt_last(self) -> bool:
+        return self.preempt(next(reversed(self.rank.running)))
+
+    def preempt(self, seq: Sequence) -> bool:
+        owner = self.rank.lanes[seq.lane]
+        if owner.in_flight:
+            return False
+        owner._evict(seq)
+        return True
+
+    def _evict(self, seq: Sequence) -> None:
+        del self.rank.running[seq]
+        self.rank.num_evictions += 1
+        if seq in self.prefilling:
+            self.prefilling.remove(seq)
+            pages = seq.blocks
+            self._cancel_chunk(seq)
+        else:
+            seq.generated_tokens += self.decodes.iteration - seq.decode_since
+            context = self.decodes.context(seq)
+            pages = self.decodes.remove(seq)
+            if self.granted:  # it has been given its page for the coming token already
+                given = self.rank.layout.pages(context) - pages
+                self.taken -= given
+                pages += given
+        self.allocator.release(seq, pages)
+        self.rank.recorder.preempted(seq, self.key, len(self.log.end_ns) - 1)
+        seq.prefill_tokens = seq.prompt_tokens + seq.generated_tokens
+        seq.computed_tokens = seq.blocks = 0
+        self.waiting.appendleft(seq)
+
+    def _cancel_chunk(self, seq: Sequence) -> None:
+        for chunk in self.chunks:
+            if chunk[0] is seq:
+                self.chunks.remove(chunk)
+                n = chunk[1]
+                self.chunk_tokens -= n
+                self.chunk_pairs -= n * seq.computed_tokens + n * (n + 1) // 2
+                return
+
+    # --- what the replica does ----------------------------------------------------------------
+
+    @property
+    def num_decoding(self) -> int:
+        """Sequences that gain a token by decoding in the coming iteration."""
+        return self.decodes.num_seqs if self.granted else 0
+
+    @property
+    def sampled(self) -> int:
+        """Tokens the coming iteration samples: one a decode, one a prompt that ends."""
+        ends = sum(seq.computed_tokens + n == seq.prefill_tokens for seq, n in self.chunks)
+        return self.num_decoding + ends
+
+    def repeats(self, claim: int) -> int:
+        """Iterations that are certain to be identical but for one more token of context each."""
+        decodes = self.decodes
+        most = min(claim, decodes.iterations_to_finish())
+        if decodes.windows:
+            most = min(most, decodes.iterations_to_change())
+        return decodes.iterations_within(self.allocator.free_pages + self.taken, most)
+
+    def attention_ticks(self, stage: StageCost) -> tuple[int, int]:
+        """Attention price on one stage: of the coming iteration, and its growth an iteration."""
+        decodes = self.decodes
+        num = decodes.num_seqs if self.granted else 0
+        price = growth = 0
+        windows = iter(decodes.windows)
+        for cost in stage.attention:
+            if cost.window:
+                total = next(windows)
+                tokens, growing = total.tokens, total.growing
+            else:
+                tokens, growing = decodes.kv_tokens, num
+            if num:
+                slope = cost.decode_per_token[num]
+                price += cost.decode_base[num] + slope * tokens
+                growth += slope * growing
+            if self.chunks:
+                price += self._prefill_ticks(cost)
+        return price, growth
+
+    def _prefill_ticks(self, cost: AttentionCost) -> int:
+        pairs, context, window = self.chunk_pairs, 0, cost.window
+        if window:
+            pairs = 0
+            for seq, n in self.chunks:
+                pairs += windowed_pairs(seq.computed_tokens, n, window)
+                context += min(seq.computed_tokens, window)
+        else:
+            for seq, _ in self.chunks:
+                context += seq.computed_tokens
+        return (
+            cost.prefill_base
+            + cost.prefill_per_token * self.chunk_tokens
+            + cost.prefill_per_pair * pairs
+            + cost.prefill_per_context_token * context
+        )
+
+    def commit(self, num_iterations: int, start_ns: int, end_ns: int) -> None:
+        """Book the planned iterations, of which the last ends at `end_ns`.
+
+        Their end times are already in `log.end_ns`.
+        """
+        self._log_segment(num_iterations, start_ns)
+        self.in_flight = False
+        if self.granted:
+            self.granted = False
+            self._advance(num_iterations, end_ns)
+        elif self.decodes.num_seqs and not self.paused:
+            self._pause()
+        if self.chunks:
+            for seq, num_tokens in self.chunks:
+                seq.computed_tokens += num_tokens
+                if seq.computed_tokens == seq.prefill_tokens:
+                    self._end_prompt(seq, end_ns)
+            self.chunks.clear()
+            self.chunk_tokens = self.chunk_pairs = 0
+
+    def _advance(self, num_iterations: int, end_ns: int) -> None:
+        decodes = self.decodes
+        if num_iterations > 1:
+            self.allocator.take(decodes.pages_within(num_iterations) - self.taken)
+        if self.paused:
+            self.paused = False
+            for seq in self._decoding():
+                seq.span_start = len(self.log.end_ns) - num_iterations
+        finished = decodes.advance(num_iterations)
+        if finished:
+            for seq in finished:
+                seq.generated_tokens = seq.output_tokens
+                self._finish(seq, decodes.drop(seq), end_ns)
+
+    def _pause(self) -> None:
+        """The decodes lack pages that a batch in flight holds: their token spans end here."""
+        self.paused = True
+        for seq in self._decoding():
+            self.rank.recorder.span(seq, self.key, len(self.log.end_ns) - 2)
+
+    def _decoding(self) -> list[Sequence]:
+        mine = (seq for seq in self.rank.running if seq.lane == self.key)
+        return [seq for seq in mine if seq.generated_tokens and seq not in self.prefilling]
+
+    def _log_segment(self, num_iterations: int, start_ns: int) -> None:
+        decodes, log, num_decode = self.decodes, self.log, self.num_decoding
+        log.start_ns.append(start_ns)
+        log.segments.extend(
+            (
+                num_iterations,
+                num_decode,
+                decodes.kv_tokens if num_decode else 0,
+                len(self.chunks),
+                self.chunk_tokens,
+                self.chunk_pairs,
+                self.sampled if self.chunks else num_decode,
+                self.allocator.num_pages - self.allocator.free_pages,
+                len(self.waiting),
+            )
+        )
+
+    def _end_prompt(self, seq: Sequence, end_ns: int) -> None:
+        self.prefilling.remove(seq)
+        seq.generated_tokens += 1
+        seq.span_start = len(self.log.end_ns) - 1
+        if seq.generated_tokens == 1:
+            self.rank.recorder.first_token_ns[seq.id] = end_ns
+        if seq.generated_tokens == seq.output_tokens:
+            self._finish(seq, seq.blocks, end_ns)
+        else:
+            self.decodes.add(seq)
+
+    def _finish(self, seq: Sequence, pages: int, end_ns: int) -> None:
+        rank = self.rank
+        del rank.running[seq]
+        rank.outstanding_tokens -= seq.prompt_tokens
+        rank.allocator.computed(seq, seq.prompt_tokens + seq.output_tokens - 1)
+        rank.allocator.release(seq, pages)
+        rank.recorder.finished(seq, self.key, len(self.log.end_ns) - 1, end_ns)
+        if rank.on_finish is not None:
+            rank.on_finish(seq, end_ns)
+
+    def check_drained(self) -> None:
+        """Conservation at the end of a run: an empty lane leaves every page free."""
+        allocator = self.allocator
+        if not self.rank.running and allocator.free_pages != allocator.num_pages:
+            raise InvariantViolation(
+                f"rank {self.rank.index}: {allocator.free_pages} free pages of "
+                f"{allocator.num_pages} with nothing running"
+            )
+
+
+def windowed_pairs(context: int, num_tokens: int, window: int) -> int:
+    """Query-key pairs of a chunk whose queries see at most `window` tokens, themselves included."""
+    growing = min(max(window - context, 0), num_tokens)  # queries that see context + own position
+    pairs = growing * context + growing * (growing + 1) // 2
+    return pairs + (num_tokens - growing) * window

@@ -1,0 +1,149 @@
+"""Results on disk: the JSON of `vllm bench serve` and one table of requests.
+
+Files appear whole or not at all: they are written beside their place and renamed into it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from simulator.errors import ConfigError
+from simulator.experiment import Experiment
+from simulator.frames import STATUS_NAMES, request_frame
+from simulator.itl import token_log, token_times
+from simulator.latency import request_times
+from simulator.recorder import COMPLETED, Result
+from simulator.request import RequestTable
+
+BACKEND = "headway"
+
+
+def save_result(
+    path: str | Path,
+    experiment: Experiment,
+    result: Result,
+    summary: Mapping[str, object],
+    detailed: bool,
+    metadata: Mapping[str, object] | None = None,
+) -> None:
+    """Write what `vllm bench serve --save-result` does, our own metrics after its keys.
+
+    `metadata` overrides or extends the header: a date, the configured request_rate and burstiness
+    (the run itself knows only its arrivals). `detailed` adds one array entry a request, and one a
+    token in `itls`: O(tokens).
+
+    Raises:
+        ConfigError: the suffix is not .json, or the file cannot be written.
+    """
+    header = {**_header(experiment), **(metadata or {})}
+    arrays = _arrays(result) if detailed else {}
+    document = {**header, **summary, **arrays}
+
+    def write(place: Path) -> None:
+        with place.open("w", encoding="utf-8") as file:
+            json.dump(document, file, allow_nan=False)
+            file.write("\n")
+
+    _write(path, {".json": write})
+
+
+def save_requests(path: str | Path, result: Result) -> None:
+    """Write `request_frame` as CSV or Parquet, by suffix.
+
+    Raises:
+        ConfigError: another suffix, or the file cannot be written.
+    """
+    _write(
+        path,
+        {
+            ".csv": lambda place: request_frame(result).to_csv(place, index=False),
+            ".parquet": lambda place: request_frame(result).to_parquet(place, index=False),
+        },
+    )
+
+
+def check_writable(path: str | Path, suffixes: tuple[str, ...]) -> None:
+    """Raise ConfigError unless a file of one of `suffixes` can be written: before a long run."""
+    target = _target(path, suffixes)
+    with _replacing(target) as place:
+        place.touch()
+        place.unlink()
+
+
+def _write(path: str | Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    target = _target(path, tuple(writers))
+    with _replacing(target) as place:
+        writers[target.suffix](place)
+
+
+def _target(path: str | Path, suffixes: tuple[str, ...]) -> Path:
+    target = Path(path)
+    if target.suffix not in suffixes:
+        raise ConfigError(f"{target}: expected a file name ending in {' or '.join(suffixes)}")
+    return target
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary place beside `target` that becomes it, if it still exists, on success."""
+    place = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise ConfigError(f"{target}: cannot be written (it is a folder)")
+        try:
+            yield place
+            if place.exists():
+                place.replace(target)
+        finally:
+            place.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _header(experiment: Experiment) -> dict[str, object]:
+    table = experiment.workload
+    return {
+        "date": None,  # results carry no wall-clock unless the caller adds it
+        "endpoint_type": BACKEND,
+        "backend": BACKEND,
+        "label": experiment.name,
+        "model_id": experiment.model.name,
+        "tokenizer_id": None,
+        "num_prompts": len(table),
+        "request_rate": _request_rate(table),
+        "burstiness": None,
+        "max_concurrency": table.max_concurrency or None,
+    }
+
+
+def _request_rate(table: RequestTable) -> float | str:
+    """Mean rate of the arrivals; "inf" where all arrive at once, as vllm bench serve writes it."""
+    return (len(table) - 1) / table.duration_s if table.duration_s > 0 else "inf"
+
+
+def _arrays(result: Result) -> dict[str, list[object]]:
+    """The arrays of `--save-detailed`: seconds, 0 where the request did not complete."""
+    table, log = result.table, token_log(result)
+    times, done = request_times(result, log), result.completed
+
+    def seconds(values: np.typing.NDArray[np.float64]) -> list[object]:
+        return [*np.where(done & ~np.isnan(values), values, 0.0).tolist()]
+
+    return {
+        "input_lens": [*table.prompt_tokens.tolist()],
+        "output_lens": [*np.where(done, table.output_tokens, 0).tolist()],
+        "ttfts": seconds(times.ttft_s),
+        "itls": [(np.diff(ns) / 1e9).tolist() for ns in token_times(log, len(table))],
+        "latencies": seconds(times.e2e_s),
+        "start_times": [*np.where(result.sent_ns >= 0, result.sent_ns / 1e9, 0.0).tolist()],
+        "queue_times": seconds(times.client_queue_s),
+        "generated_texts": [""] * len(table),
+        "errors": ["" if x == COMPLETED else STATUS_NAMES[x] for x in result.status.tolist()],
+    }

@@ -1,0 +1,40 @@
+"""Schedulers: what one iteration computes. One frozen dataclass a file; a dict registers it.
+
+`plan(lane)` decides through the lane's verbs (`decode`, `extend`, `admit`, `preempt`), which keep
+the books; it must not read `Sequence.output_tokens`. It returns for how many iterations it would
+plan exactly the same if nobody arrives, finishes or runs out of pages (0 = nothing to do).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from simulator.schedulers.vllm_v1 import VllmV1
+
+if TYPE_CHECKING:
+    from simulator.schedulers.view import LaneView
+
+
+class Scheduler(Protocol):
+    """The policy of one iteration; frozen, so one object serves every lane."""
+
+    @property
+    def by_priority(self) -> bool:
+        """Waiting requests are ordered by priority instead of arrival."""
+        ...
+
+    @property
+    def arrivals_wait(self) -> bool:
+        """While somebody waits who could not be admitted, a newcomer cannot be either."""
+        ...
+
+    def longest_context(self, max_num_tokens: int) -> int:
+        """Most tokens of a sequence it can ever compute under that token budget."""
+        ...
+
+    def plan(self, lane: LaneView) -> int: ...
+
+
+SCHEDULERS: dict[str, type] = {"vllm_v1": VllmV1}
+
+__all__ = ["SCHEDULERS", "Scheduler", "VllmV1"]
