@@ -323,7 +323,7 @@ class Lane:
         if self.granted:
             self.granted = False
             self._advance(num_iterations, end_ns)
-        elif self.decodes.num_seqs and not self.paused:
+        elif self.decodes.num_seqs:
             self._pause()
         if self.chunks:
             for seq, num_tokens in self.chunks:
@@ -340,7 +340,8 @@ class Lane:
         if self.paused:
             self.paused = False
             for seq in self._decoding():
-                seq.span_start = len(self.log.end_ns) - num_iterations
+                if seq.span_start < 0:
+                    seq.span_start = len(self.log.end_ns) - num_iterations
         finished = decodes.advance(num_iterations)
         if finished:
             for seq in finished:

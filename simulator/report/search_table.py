@@ -90,7 +90,8 @@ def _headline(outcome: SearchOutcome) -> str:
         what = "holds the SLOs" if outcome.slo.is_set else "can serve this"
         return f"No plan {what}" + (" yet: interrupted" if outcome.interrupted else "")
     statistic = f"{STATISTICS[outcome.objective_statistic]} " if "{}" in goal.metric else ""
-    return f"Best: {outcome.best.label}, {statistic}{goal.title} {_value(outcome, outcome.best)}"
+    best = "Best so far, interrupted" if outcome.interrupted else "Best"
+    return f"{best}: {outcome.best.label}, {statistic}{goal.title} {_value(outcome, outcome.best)}"
 
 
 def _against_heuristic(outcome: SearchOutcome, rule: PlanRecord) -> str:

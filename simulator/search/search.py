@@ -100,10 +100,10 @@ class _Search:
             others.append((is_variant, sign * record.bound, i))
         yield from waves(sorted(first, key=self._shortness), [i for *_, i in sorted(others)])
 
-    def _shortness(self, index: int) -> tuple[int, int]:
-        """Sorts long simulations first: many batches in flight, many iterations."""
+    def _shortness(self, index: int) -> tuple[bool, int, int]:
+        """Sorts the heuristic first, then long simulations: many batches in flight."""
         plan = self.candidates[index].plan
-        return (-plan.dp * plan.pp * plan.attention_dp, index)
+        return (index != self.heuristic, -plan.dp * plan.pp * plan.attention_dp, index)
 
     def _is_pruned(self, index: int) -> bool:
         """Whether the plan at its very best loses to one that serves everything and holds."""

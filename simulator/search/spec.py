@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from simulator.errors import ConfigError, unknown_name
@@ -17,7 +17,7 @@ from simulator.search.objective import (
     OBJECTIVES,
     STATISTICS,
 )
-from simulator.spec import ClusterSpec, ModelSpec, Slo
+from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, Slo
 
 DEGREES = ("tp", "pp", "dp", "ep", "attention_dp")
 
@@ -60,20 +60,27 @@ class SearchSpec:
     horizon_s: float = float("inf")  # simulated time after which a run is cut
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise unknown_name("objective", self.objective, OBJECTIVES)
-        if self.objective_statistic not in STATISTICS:
-            raise unknown_name("statistic", self.objective_statistic, STATISTICS)
         for name in (*DEGREES, "max_num_batched_tokens", "max_num_seqs"):
             bad = [value for value in getattr(self, name) if value < 1]
             if bad:
                 raise ConfigError(f"search.{name}: expected ints >= 1 (got {bad[0]})")
+        settings = {part.name for part in fields(EngineSettings)}
+        for name in self.engine:
+            if name not in settings:
+                raise unknown_name("engine setting", name, settings)
         if not self.variants_within >= 1:
             raise ConfigError(
                 f"search.variants_within: expected a number >= 1 (got {self.variants_within})"
             )
         if self.jobs < 0:
             raise ConfigError(f"search.jobs: expected an int >= 0 (got {self.jobs})")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise unknown_name("objective", self.objective, OBJECTIVES)
+        if self.objective_statistic not in STATISTICS:
+            raise unknown_name("statistic", self.objective_statistic, STATISTICS)
         if self.objective in (GOODPUT, GPUS) and not self.slo.is_set:
             raise ConfigError(f"search.objective: '{self.objective}' needs an slo to hold")
         if self.objective == GOODPUT and not self._has_rate:

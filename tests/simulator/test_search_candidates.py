@@ -193,6 +193,8 @@ def test_no_heuristic_where_nothing_fits() -> None:
         ({"objective": "goodput"}, "needs an slo"),
         ({"objective": "gpus"}, "needs an slo"),
         ({"tp": (0,)}, r"search\.tp: expected ints >= 1"),
+        ({"engine": {"block_token": 32}}, "did you mean 'block_tokens'"),
+        ({"variants_within": 0.5}, r"search\.variants_within"),
         ({"jobs": -1}, r"search\.jobs"),
     ],
 )
