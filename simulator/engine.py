@@ -16,7 +16,8 @@ from simulator.errors import InfeasiblePlan
 from simulator.experiment import Experiment
 from simulator.lane import Lane, Rank
 from simulator.recorder import SEGMENT_COLUMNS, LaneResult, Recorder, Result
-from simulator.replica import Feed, Lockstep, Replica
+from simulator.lockstep import Lockstep
+from simulator.replica import Feed, Replica
 from simulator.request import RequestTable
 from simulator.routers import Router
 from simulator.schedulers import Scheduler

@@ -269,7 +269,7 @@ class Slo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Settings of the serving engine that price and memory depend on (vLLM's names and defaults)."""
+    """Settings of the engine that price and memory depend on (vLLM's names and defaults)."""
 
     max_num_batched_tokens: int  # token budget of one iteration
     max_num_seqs: int
