@@ -75,6 +75,7 @@ class AotReport:
     shared_bytes: int = 0
     registers: int | None = None
     spills: int | None = None
+    tensor_memory_columns: int = 0
     error: str = ""
 
     @property
@@ -86,6 +87,8 @@ class AotReport:
             return f"{where} does not compile: {self.error}"
         if self.shared_bytes > limits.shared_bytes:
             return f"{where}: {self.shared_bytes} bytes of shared memory > {limits.shared_bytes}"
+        if self.tensor_memory_columns > limits.tensor_memory_columns:
+            return f"{where}: {self.tensor_memory_columns} columns of tensor memory"
         if (self.registers or 0) > limits.registers:
             return f"{where}: {self.registers} registers > {limits.registers}"
         if self.spills:
@@ -124,7 +127,11 @@ def compile_for(job: AotJob) -> AotReport:
         return AotReport(**named, error=f"{type(error).__name__}: {text[-1]}"[:500])
     registers, spills = _resources(compiled.asm["cubin"])
     return AotReport(
-        **named, shared_bytes=compiled.metadata.shared, registers=registers, spills=spills
+        **named,
+        shared_bytes=compiled.metadata.shared,
+        registers=registers,
+        spills=spills,
+        tensor_memory_columns=getattr(compiled.metadata, "tmem_size", None) or 0,
     )
 
 
@@ -138,6 +145,7 @@ def compile_all(jobs: Iterable[AotJob], workers: int | None = None) -> list[AotR
 
 def _uninterpreted() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what 3.6 does; 3.9 warns when unset
 
 
 def _resources(cubin: bytes) -> tuple[int | None, int | None]:

@@ -39,9 +39,7 @@ class Requests:
         return Sequence(i, self.prompt_tokens[i], self.output_tokens[i], priority)
 
 
-def deal(
-    requests: Requests, accepted: Ints, recorder: Recorder, ranks_of: list[int]
-) -> list[Feed]:
+def deal(requests: Requests, accepted: Ints, recorder: Recorder, ranks_of: list[int]) -> list[Feed]:
     """Feeds of the replicas, round-robin over all their ranks (`ranks_of` each replica)."""
     times = requests.table.arrival_ns
     recorder.sent_ns = array("q", times.tobytes())

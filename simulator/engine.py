@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
@@ -12,11 +13,11 @@ from simulator.allocators import KVAllocator, PagedAllocator, PrefixCachingAlloc
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
-from simulator.errors import InfeasiblePlan
 from simulator.experiment import Experiment
 from simulator.lane import Lane, Rank
-from simulator.recorder import SEGMENT_COLUMNS, LaneResult, Recorder, Result
 from simulator.lockstep import Lockstep
+from simulator.placement import check_cluster, replicas_that_fit
+from simulator.recorder import SEGMENT_COLUMNS, LaneLog, LaneResult, Recorder, Result
 from simulator.replica import Feed, Replica
 from simulator.request import RequestTable
 from simulator.routers import Router
@@ -83,18 +84,13 @@ def prepare(experiment: Experiment) -> Setup:
 
 def place(experiment: Experiment) -> Iterator[tuple[NodeGroup, int]]:
     """How many of the plan's replicas each node group takes: in order, as many as fit."""
-    plan, cluster = experiment.plan, experiment.cluster
-    left = plan.dp
-    for group in cluster.groups:
-        num = min(left, group.num_gpus // plan.gpus_per_replica)
+    check_cluster(experiment.model, experiment.plan, experiment.cluster)
+    left = experiment.plan.dp
+    for group in experiment.cluster.groups:
+        num = min(left, replicas_that_fit(experiment.plan, group))
         if num:
             yield group, num
         left -= num
-    if left:
-        raise InfeasiblePlan(
-            f"plan {plan} needs {plan.num_gpus} GPUs, {plan.gpus_per_replica} of one type a "
-            f"replica; cluster {cluster.name} has {cluster.num_gpus}"
-        )
 
 
 def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> ReplicaKind:
@@ -169,8 +165,12 @@ def build(
         for _ in range(kind.num_lanes):
             keys = range(num_lanes, num_lanes + len(ranks))
             num_lanes += len(ranks)
-            lanes = [Lane(key, rank, kind.cost) for key, rank in zip(keys, ranks, strict=True)]
-            batches.append(Lockstep(lanes, kind.cost, setup.scheduler))
+            ends = array("q")
+            lanes = [
+                Lane(key, rank, kind.cost, LaneLog(ends))
+                for key, rank in zip(keys, ranks, strict=True)
+            ]
+            batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
         feed = None if feeds is None else feeds[number]
         replicas.append(
             Replica(
@@ -212,6 +212,7 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
             lanes += [(number, position, lane) for lane in batch.lanes]
     lanes.sort(key=lambda entry: entry[2].key)
     for _, _, lane in lanes:
+        lane.rank.catch_up()
         lane.check_drained()
     spans = np.array(recorder.spans, dtype=np.int64).reshape(-1, 4)
     names = ("span_request", "span_lane", "span_first", "span_last")

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from simulator.allocators import KVAllocator
-from simulator.batch import DecodeSet, PageLayout
+from simulator.batch import FOREVER, DecodeSet, PageLayout
 from simulator.costs.compiled import AttentionCost, CompiledCost, StageCost
 from simulator.errors import InvariantViolation
 from simulator.recorder import LaneLog, Recorder
@@ -94,6 +94,12 @@ class Rank:
     def cached_prefix(self, seq: Sequence) -> int:
         return self.allocator.match(seq)[0]
 
+    def catch_up(self) -> None:
+        """Book what the lanes have let run, so that pages and sequences are as they are now."""
+        for lane in self.lanes.values():
+            if lane.behind:
+                lane.catch_up()
+
     def receive(self, seq: Sequence) -> None:
         self.waiting.append(seq)
         self.outstanding_tokens += seq.prompt_tokens
@@ -106,9 +112,11 @@ class Lane:
     __slots__ = (
         "_match",
         "allocator",
+        "behind",
         "chunk_pairs",
         "chunk_tokens",
         "chunks",
+        "claim",
         "decodes",
         "granted",
         "in_flight",
@@ -119,11 +127,13 @@ class Lane:
         "paused",
         "prefilling",
         "rank",
+        "sealed",
+        "since_ns",
         "taken",
         "waiting",
     )
 
-    def __init__(self, key: int, rank: Rank, cost: CompiledCost) -> None:
+    def __init__(self, key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> None:
         self.key = key  # index among all lanes of the run
         self.rank = rank
         self.waiting = rank.waiting
@@ -137,8 +147,12 @@ class Lane:
         self.chunk_pairs = 0  # query-key pairs, full causal
         self.granted = False  # the decodes have their pages for the coming iteration
         self.taken = 0  # pages given to the decodes of the coming iteration
-        self.log = LaneLog()
-        self.in_flight = False  # dispatched, not yet committed
+        self.log = log
+        self.claim = 0  # further iterations that stay as planned
+        self.behind = 0  # of those, ended but not yet booked
+        self.since_ns = 0  # dispatch of the first of them
+        self.sealed = False  # somebody waits who cannot be admitted, nor can a newcomer
+        self.in_flight = False  # dispatched, not yet ended
         self.paused = False  # its decodes did not gain a token in the latest iteration
         self._match = (0, 0, 0)
         rank.lanes[key] = self
@@ -268,7 +282,32 @@ class Lane:
         ends = sum(seq.computed_tokens + n == seq.prefill_tokens for seq, n in self.chunks)
         return self.num_decoding + ends
 
-    def repeats(self, claim: int) -> int:
+    def needs_plan(self, is_alone: bool) -> bool:
+        """Whether the scheduler could decide anything new; else the old plan stands.
+
+        With several batches in flight, an end in one may admit into another while somebody waits.
+        """
+        is_booked = self.decodes.num_seqs > 0 and not self.granted
+        if self.claim <= 0 or is_booked or self.rank.starved:
+            return True
+        return len(self.waiting) > 0 and not (self.sealed and is_alone)
+
+    def planned(self, claim: int, arrivals_wait: bool) -> None:
+        """The scheduler has planned, and would do so again for `claim` iterations."""
+        if claim == 0:  # idle, until somebody waits
+            self.claim = 1 if self.waiting else FOREVER
+        else:
+            self.claim = self._repeats(claim) if claim > 1 else 1
+        self.sealed = arrivals_wait and len(self.waiting) > 0
+
+    def share_pages(self, num_lanes: int) -> None:
+        """Keep the claim within this lane's share of the rank's free pages."""
+        if self.granted and self.claim > 1:
+            pages = self.allocator.free_pages // num_lanes + self.taken
+            most = self.decodes.iterations_within(pages, self.behind + self.claim)
+            self.claim = max(1, most - self.behind)
+
+    def _repeats(self, claim: int) -> int:
         """Iterations that are certain to be identical but for one more token of context each."""
         decodes = self.decodes
         most = min(claim, decodes.iterations_to_finish())
@@ -276,7 +315,7 @@ class Lane:
             most = min(most, decodes.iterations_to_change())
         return decodes.iterations_within(self.allocator.free_pages + self.taken, most)
 
-    def attention_ticks(self, stage: StageCost) -> tuple[int, int]:
+    def attention_form(self, stage: StageCost) -> list[int]:
         """Attention price on one stage: of the coming iteration, and its growth an iteration."""
         decodes = self.decodes
         num = decodes.num_seqs if self.granted else 0
@@ -294,7 +333,7 @@ class Lane:
                 growth += slope * growing
             if self.chunks:
                 price += self._prefill_ticks(cost)
-        return price, growth
+        return [price, growth]
 
     def _prefill_ticks(self, cost: AttentionCost) -> int:
         pairs, context, window = self.chunk_pairs, 0, cost.window
@@ -313,13 +352,25 @@ class Lane:
             + cost.prefill_per_context_token * context
         )
 
-    def commit(self, num_iterations: int, start_ns: int, end_ns: int) -> None:
-        """Book the planned iterations, of which the last ends at `end_ns`.
-
-        Their end times are already in `log.end_ns`.
-        """
-        self._log_segment(num_iterations, start_ns)
+    def ended(self, num_iterations: int, start_ns: int, end_ns: int) -> None:
+        """Iterations have ended, their times are in the log; booked now only if that matters."""
+        if self.behind == 0:
+            self.since_ns = start_ns
+        self.behind += num_iterations
+        self.claim -= num_iterations
         self.in_flight = False
+        if self.claim <= 0 or self.chunks:
+            self._book(end_ns)
+
+    def catch_up(self) -> None:
+        """Book what has ended; what is in flight keeps its pages."""
+        self._book(self.log.end_ns[-1])
+        if self.in_flight and self.decodes.num_seqs and self.decode():
+            raise InvariantViolation(f"lane {self.key}: no pages for the iteration in flight")
+
+    def _book(self, end_ns: int) -> None:
+        num_iterations, self.behind = self.behind, 0
+        self._log_segment(num_iterations, self.since_ns)
         if self.granted:
             self.granted = False
             self._advance(num_iterations, end_ns)

@@ -7,11 +7,13 @@ later iterations of a run cost an addition and a shift each.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.batch import FOREVER
 from simulator.costs.compiled import TICK_BITS, CompiledCost, StageCost
 from simulator.lane import Lane
 from simulator.schedulers import Scheduler
@@ -26,58 +28,63 @@ Form = list[int]  # [ticks of the coming iteration, growth an iteration]
 class Lockstep:
     """The lanes of a replica's attention ranks that iterate together, as one batch in flight."""
 
-    __slots__ = ("claim", "cost", "end_ns", "ended", "forms", "lanes", "scheduler", "sealed",
-                 "send_ns", "start_ns")  # fmt: skip
+    __slots__ = ("claim", "cost", "end_log", "end_ns", "ended", "fixed", "forms", "lanes",
+                 "scheduler", "sealed", "send_ns", "start_ns")  # fmt: skip
 
-    def __init__(self, lanes: list[Lane], cost: CompiledCost, scheduler: Scheduler) -> None:
+    def __init__(
+        self, lanes: list[Lane], cost: CompiledCost, scheduler: Scheduler, end_log: array[int]
+    ) -> None:
         self.lanes = lanes
         self.cost = cost
         self.scheduler = scheduler
+        self.end_log = end_log  # of every iteration
         self.claim = 0  # iterations that stay as planned, the one in flight included
         self.start_ns = 0
-        self.ended: list[int] = []  # ends of iterations before the one in flight, not yet booked
+        self.ended: list[int] = []  # ends of iterations before the one in flight, not yet logged
         self.end_ns = 0  # of the one in flight
         self.sealed = False  # whoever arrives, the plan stays
-        self.forms: list[list[Form]] = []  # [stage kind][rank]
+        self.fixed: list[int] = []  # [stage kind] ticks, attention excepted
+        self.forms: list[list[Form]] = []  # [rank][stage kind] attention
         self.send_ns: list[int] = []  # [stage] hand-over to the next
 
-    def plan(self, now_ns: int) -> int:
-        """Plan an iteration on every rank; returns for how many it holds (0 = no work)."""
-        least = 0
-        for lane in self.lanes:
-            lane.rank.now_ns = now_ns
-            if lane.rank.starved:
+    def plan(self, now_ns: int, stages: list[int], keep: bool, is_alone: bool) -> int:
+        """Plan an iteration on every rank, and price its attention on these stages.
+
+        `keep`: leave a rank's plan as it is where the scheduler could decide nothing new. Returns
+        for how many iterations the whole holds (0 = no work).
+        """
+        least, sealed, arrivals_wait = FOREVER, True, self.scheduler.arrivals_wait
+        first = not self.forms
+        for number, lane in enumerate(self.lanes):
+            if first:
+                self.forms.append([])
+            if not keep or lane.needs_plan(is_alone):
+                lane.rank.catch_up()
+                lane.rank.now_ns = now_ns
                 lane.rank.starved.discard(lane.key)
-            claim = self.scheduler.plan(lane)
-            if claim > 1:
-                claim = lane.repeats(claim)
-            if claim and (claim < least or least == 0):
-                least = claim
-        self.claim = least
-        self.sealed = self.scheduler.arrivals_wait and all(
-            lane.waiting and lane.granted for lane in self.lanes
-        )
-        return least
+                lane.planned(self.scheduler.plan(lane), arrivals_wait)
+                self.forms[number] = [lane.attention_form(self.cost.stages[i]) for i in stages]
+            if lane.has_work:
+                least = min(least, lane.claim)
+            sealed = sealed and lane.sealed and lane.granted
+        self.claim = 0 if least == FOREVER else least
+        self.sealed = sealed
+        if self.claim:
+            self.fixed = [self._fixed_ticks(self.cost.stages[i], i) for i in stages]
+        return self.claim
 
-    def share_pages(self, num_batches: int) -> None:
-        """Keep the claim within this batch's share of the free pages."""
+    def share_pages(self, num_lanes: int) -> None:
+        """Keep the claim within the lanes' shares of the free pages of their ranks."""
         for lane in self.lanes:
-            if self.claim > 1 and lane.granted:
-                pages = lane.allocator.free_pages // num_batches + lane.taken
-                self.claim = max(1, lane.decodes.iterations_within(pages, self.claim))
+            lane.share_pages(num_lanes)
+            self.claim = min(self.claim, lane.claim)
 
-    def price(self, stages: list[int]) -> None:
-        """Forms of the coming iteration on these stages (one of each kind)."""
-        self.forms = [self._stage_forms(index) for index in stages]
-
-    def _stage_forms(self, index: int) -> list[Form]:
-        stage = self.cost.stages[index]
-        fixed = self._fixed_ticks(stage, index)
-        forms = []
-        for lane in self.lanes:
-            ticks, growth = lane.attention_ticks(stage)
-            forms.append([fixed + ticks, growth])
-        return forms
+    def ticks(self, kind: int) -> int:
+        """Price of the coming iteration on a kind of stage: the slowest rank decides."""
+        forms = self.forms
+        if len(forms) == 1:
+            return self.fixed[kind] + forms[0][kind][0]
+        return self.fixed[kind] + max(form[kind][0] for form in forms)
 
     def _fixed_ticks(self, stage: StageCost, index: int) -> int:
         """Price on one stage, attention excepted: the fullest rank decides."""
@@ -108,11 +115,11 @@ class Lockstep:
 
     def run_until(self, now_ns: int, limit_ns: int) -> list[int]:
         """Ends of the coming iterations on one stage, up to the first at or after the limit."""
-        (forms,) = self.forms
+        ends: list[int] = []
         claim = self.claim
-        if claim <= _SHORT and len(forms) == 1:
-            ticks, growth = forms[0]
-            ends = []
+        if claim <= _SHORT and len(self.forms) == 1:
+            ticks, growth = self.forms[0][0]
+            ticks += self.fixed[0]
             for _ in range(claim):
                 now_ns += ticks >> TICK_BITS
                 ends.append(now_ns)
@@ -120,30 +127,39 @@ class Lockstep:
                     break
                 ticks += growth
             return ends
-        first_ns = max(1, max(form[0] for form in forms) >> TICK_BITS)
+        first_ns = max(1, self.ticks(0) >> TICK_BITS)
         most = min(claim, MAX_RUN, (limit_ns - now_ns) // first_ns + 1)  # prices never fall
-        ends = (_run_prices(forms, most).cumsum() + now_ns).tolist()
+        ends = (self._run_prices(most).cumsum() + now_ns).tolist()
         return ends[: bisect_left(ends, limit_ns) + 1]
 
-    def commit(self, num_ended: int | None = None) -> None:
-        """Book what was in flight, or only the first iterations of it, already ended."""
-        if num_ended is None:
-            ends, self.ended = self.ended, []
-            ends.append(self.end_ns)
-        else:
-            ends, self.ended = self.ended[:num_ended], self.ended[num_ended:]
+    def _run_prices(self, num_iterations: int) -> NDArray[np.int64]:
+        index = _INDEX[:num_iterations]
+        first, growth = self.forms[0][0]
+        ticks: NDArray[np.int64] = index * growth + first
+        for ((first, growth),) in self.forms[1:]:
+            np.maximum(ticks, index * growth + first, out=ticks)
+        return (ticks + self.fixed[0]) >> TICK_BITS
+
+    def grow(self, num_iterations: int) -> None:
+        """Attention prices of the iteration after so many more."""
+        for forms in self.forms:
+            for form in forms:
+                form[0] += num_iterations * form[1]
+
+    def log(self, num_ended: int) -> None:
+        """Log the first iterations that have ended; the ranks book them when it matters."""
+        ends = self.ended[:num_ended]
+        del self.ended[:num_ended]
+        self.end_log.extend(ends)
         for lane in self.lanes:
-            lane.log.end_ns.extend(ends)
-            lane.commit(len(ends), self.start_ns, ends[-1])
+            lane.ended(num_ended, self.start_ns, ends[-1])
         self.start_ns = ends[-1]
 
     def settle(self, before_ns: int) -> None:
-        """Book the iterations that ended before this time; the rest stays in flight."""
+        """Log the iterations that ended before this time; the rest stays in flight."""
         if self.ended and (num := bisect_left(self.ended, before_ns)):
-            self.commit(num)
+            self.log(num)
             for lane in self.lanes:
-                if lane.decodes.num_seqs:
-                    lane.decode()
                 lane.in_flight = True
 
     def cut(self, now_ns: int) -> bool:
@@ -154,14 +170,6 @@ class Lockstep:
         self.end_ns = self.ended[num]
         del self.ended[num:]
         return True
-
-
-def _run_prices(forms: list[Form], num_iterations: int) -> NDArray[np.int64]:
-    index = _INDEX[:num_iterations]
-    ticks: NDArray[np.int64] = index * forms[0][1] + forms[0][0]
-    for first, growth in forms[1:]:
-        np.maximum(ticks, index * growth + first, out=ticks)
-    return ticks >> TICK_BITS
 
 
 class Pipeline:
@@ -187,35 +195,32 @@ class Pipeline:
                 self._kinds.append(index)
             self._kind_of.append(kinds[look])
 
-    def price(self, batch: Lockstep) -> None:
-        """Price the planned iteration of a batch on every kind of stage."""
-        batch.price(self._kinds)
-        if len(self._stages) > 1:
+    def plan(self, batch: Lockstep, now_ns: int, keep: bool, is_alone: bool) -> int:
+        """Plan and price an iteration of a batch; returns for how many it holds."""
+        claim = batch.plan(now_ns, self._kinds, keep, is_alone)
+        if claim and len(self._stages) > 1:
             most = max(lane.num_decoding + lane.chunk_tokens for lane in batch.lanes)
             batch.send_ns = [
                 stage.send[most] >> TICK_BITS if stage.send else 0 for stage in self._stages
             ]
+        return claim
 
     def dispatch(self, batch: Lockstep, at_ns: int) -> int:
         """End of the batch's coming iteration, behind the batches before it on every stage."""
-        forms = batch.forms
         if len(self._kind_of) == 1:
-            return at_ns + (max(form[0] for form in forms[0]) >> TICK_BITS)
+            return at_ns + (batch.ticks(0) >> TICK_BITS)
+        prices = [batch.ticks(kind) >> TICK_BITS for kind in range(len(self._kinds))]
         free, sends = self._free_ns, batch.send_ns
         for stage, kind in enumerate(self._kind_of):
-            pair = forms[kind]
-            ticks = pair[0][0] if len(pair) == 1 else max(form[0] for form in pair)
             if free[stage] > at_ns:
                 at_ns = free[stage]
-            free[stage] = at_ns = at_ns + (ticks >> TICK_BITS)
+            free[stage] = at_ns = at_ns + prices[kind]
             at_ns += sends[stage]
         return at_ns
 
     def dispatch_again(self, batch: Lockstep) -> None:
         """The same batch, one token of context later, as soon as its iteration has ended."""
-        for pair in batch.forms:
-            for form in pair:
-                form[0] += form[1]
+        batch.grow(1)
         at_ns = batch.end_ns
         batch.ended.append(at_ns)
         batch.claim -= 1

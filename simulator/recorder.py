@@ -37,8 +37,8 @@ class LaneLog:
 
     __slots__ = ("end_ns", "segments", "start_ns")
 
-    def __init__(self) -> None:
-        self.end_ns = array("q")  # one entry an iteration
+    def __init__(self, end_ns: array[int]) -> None:
+        self.end_ns = end_ns  # one entry an iteration; lanes that iterate together share it
         self.start_ns = array("q")  # one entry a segment
         self.segments = array("q")  # len(SEGMENT_COLUMNS) entries a segment
 
@@ -78,7 +78,7 @@ class Result:
 
     @property
     def completed(self) -> NDArray[np.bool_]:
-        return self.status == COMPLETED
+        return np.equal(self.status, COMPLETED)
 
 
 class Recorder:
@@ -134,6 +134,5 @@ class Recorder:
 
     def columns(self) -> dict[str, Ints]:
         """Per-request columns of a `Result`."""
-        names = ("status", "sent_ns", "scheduled_ns", "first_token_ns", "finish_ns")
-        names += ("cached_tokens", "preemptions", "target")
+        names = [name for name in self.__slots__ if name not in ("spans", "num_finished")]
         return {name: np.array(getattr(self, name), dtype=np.int64) for name in names}

@@ -7,6 +7,7 @@ time, is the specification.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator
 
@@ -68,10 +69,12 @@ class Replica:
         self.in_flight: deque[Lockstep] = deque()
         self.feed = feed
         self.horizon_ns = horizon_ns
+        self._is_alone = len(batches) == 1
         self.pipeline = Pipeline(batches[0].cost)
         # One batch runs as one event; several are run ahead together, if arrivals are known.
-        self._runs = coalesce and len(batches) == 1
-        self._runs_ahead = coalesce and len(batches) > 1 and feed is not None
+        self._runs = coalesce and self._is_alone
+        self._runs_ahead = coalesce and not self._is_alone and feed is not None
+        self._keeps_plans = self._runs or self._runs_ahead
         self.process = env.process(self.run())
 
     def run(self) -> Generator[simpy.Event, object, None]:
@@ -94,18 +97,16 @@ class Replica:
             else:
                 wake_ns = next_ns
             if self.horizon_ns < wake_ns < FOREVER:
-                self.settle(wake_ns)
+                self._settle(wake_ns)
                 return
             try:
                 yield env.event() if wake_ns == FOREVER else env.timeout(wake_ns - now)
             except simpy.Interrupt:
                 continue
             if self._runs_ahead:
-                self.settle(wake_ns + 1)
+                self._settle(wake_ns + 1)
             if in_flight and wake_ns == in_flight[0].end_ns:
-                oldest = in_flight.popleft()
-                oldest.commit()
-                self.idle.append(oldest)
+                self.idle.append(self._end(in_flight.popleft()))
 
     def _absorb(self, feed: Feed, now_ns: int) -> int:
         next_ns = feed.next_ns()
@@ -122,17 +123,24 @@ class Replica:
                 self._dispatch(batch, now_ns)
 
     def _dispatch(self, batch: Lockstep, now_ns: int) -> None:
-        claim = batch.plan(now_ns)
+        claim = self.pipeline.plan(batch, now_ns, self._keeps_plans, self._is_alone)
         if claim == 0:
             return
         batch.start_ns = now_ns
-        self.pipeline.price(batch)
         if not (self._runs and claim >= MIN_RUN and self._start_run(batch, now_ns)):
             batch.end_ns = self.pipeline.dispatch(batch, now_ns)
         for lane in batch.lanes:
             lane.in_flight = True
         self.idle.remove(batch)
         self.in_flight.append(batch)
+
+    def _end(self, batch: Lockstep) -> Lockstep:
+        """Everything the batch had in flight has ended."""
+        grown = 1 if self._runs_ahead else len(batch.ended) + 1
+        batch.ended.append(batch.end_ns)
+        batch.log(len(batch.ended))
+        batch.grow(grown)
+        return batch
 
     def _start_run(self, batch: Lockstep, now_ns: int) -> bool:
         """Plan up to `claim` iterations as one event, up to the first that an arrival may change."""
@@ -155,12 +163,10 @@ class Replica:
         claims stand only while nobody waits: else an end in one batch admits into another.
         """
         in_flight = self.in_flight
-        waits = any(rank.waiting or rank.starved for rank in self.ranks)
         for batch in in_flight:
-            if waits:
-                batch.claim = 1
-            else:
-                batch.share_pages(len(self.batches))
+            batch.share_pages(len(self.batches))
+        if any(rank.waiting or rank.starved for rank in self.ranks):
+            return
         limit_ns = min(next_ns, self.horizon_ns + 1)
         again = self.pipeline.dispatch_again
         while (batch := in_flight[0]).claim > 1 and batch.end_ns < limit_ns:
@@ -169,8 +175,15 @@ class Replica:
 
     # --- arrivals that are known only when they happen --------------------------------------------
 
-    def settle(self, before_ns: int) -> None:
-        """Book the iterations that ended before this time, so that ranks look as they are."""
+    def settle(self, now_ns: int) -> None:
+        """Book the iterations that ended before now, so that a router sees the ranks' caches."""
+        for batch in self.in_flight:
+            batch.grow(bisect_left(batch.ended, now_ns))
+        self._settle(now_ns)
+        for rank in self.ranks:
+            rank.catch_up()
+
+    def _settle(self, before_ns: int) -> None:
         for batch in self.in_flight:
             batch.settle(before_ns)
 
@@ -178,7 +191,5 @@ class Replica:
         """A request has just been given to one of the ranks: wake up if that changes anything."""
         if not self.process.is_alive:
             return
-        if self.idle:
-            self.process.interrupt()
-        elif not self.in_flight[0].sealed and self.in_flight[0].cut(now_ns):
+        if self.idle or (not self.in_flight[0].sealed and self.in_flight[0].cut(now_ns)):
             self.process.interrupt()

@@ -23,7 +23,17 @@ LAYERS: tuple[set[str], ...] = (
     # 1: what things are
     {"spec", "request"},
     # 2: arithmetic on them, and the books of a run
-    {"batch", "defaults", "graphs", "memory", "params", "placement", "recorder", "sharding", "work"},
+    {
+        "batch",
+        "defaults",
+        "graphs",
+        "memory",
+        "params",
+        "placement",
+        "recorder",
+        "sharding",
+        "work",
+    },
     # 3: policies and inputs
     {"allocators", "costs", "routers", "schedulers", "workloads"}
     | {"catalog", "gpu_file", "hf_config", "huggingface"},

@@ -17,9 +17,13 @@ from simulator.request import Sequence
 class RankView(Protocol):
     """Load of one attention rank, as a router sees it."""
 
-    num_waiting: int
-    num_running: int
     outstanding_tokens: int  # prompt tokens of every request it has not finished
+
+    @property
+    def num_waiting(self) -> int: ...
+
+    @property
+    def num_running(self) -> int: ...
 
     def cached_prefix(self, seq: Sequence) -> int: ...
 
@@ -52,9 +56,7 @@ class JoinShortestQueue:
     reads_cache = False
 
     def choose(self, number: int, seq: Sequence, ranks: Ranks[RankView]) -> int:
-        return min(
-            range(len(ranks)), key=lambda i: (ranks[i].num_waiting, ranks[i].num_running, i)
-        )
+        return min(range(len(ranks)), key=lambda i: (ranks[i].num_waiting, ranks[i].num_running, i))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ class LaneView(Protocol):
         ...
 
     def preempt(self, seq: Sequence) -> bool:
-        """Evict `seq` for recomputation, to the head of `waiting`; False: its batch is in flight."""
+        """Evict `seq` for recomputation, to the head of `waiting`; False: it is in flight."""
         ...
 
     def stall(self) -> None:

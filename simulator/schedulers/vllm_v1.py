@@ -61,11 +61,12 @@ class VllmV1:
         if lane.prefilling:
             budget = self._continue_prompts(lane, budget)
         preempted = lane.num_running < before
+        stays = not preempted
         if lane.waiting and not preempted and lane.may_admit:
-            self._admit(lane, budget)
+            stays = self._admit(lane, budget)
         if not lane.has_work:
             return 0
-        return 1 if preempted or lane.prefilling else UNTIL_CHANGE
+        return 1 if lane.prefilling or not stays else UNTIL_CHANGE
 
     def _continue_prompts(self, lane: LaneView, budget: int) -> int:
         for seq in list(lane.prefilling):
@@ -81,7 +82,8 @@ class VllmV1:
                     break
         return budget
 
-    def _admit(self, lane: LaneView, budget: int) -> None:
+    def _admit(self, lane: LaneView, budget: int) -> bool:
+        """Admit while possible; True if who is refused stays refused while pages only dwindle."""
         waiting = lane.waiting
         while waiting and budget > 0 and lane.num_running < lane.max_num_seqs:
             seq = waiting[0]
@@ -89,10 +91,12 @@ class VllmV1:
             missing = seq.prefill_tokens - cached
             chunk = self._chunk(missing, budget)
             if not self.chunked_prefill and chunk < self._chunk(missing, missing):
-                return
+                return True
             if not lane.admit(seq, cached, chunk, self.reserve_full_prompt):
-                return
+                # Evicting part of a cached prefix makes the first chunk, and its need, smaller.
+                return self.reserve_full_prompt or cached == 0
             budget -= chunk
+        return True
 
     def _chunk(self, missing: int, budget: int) -> int:
         limit = self.long_prefill_token_threshold

@@ -149,8 +149,7 @@ def _sessions(rng: np.random.Generator, hashed: bool, by_priority: bool) -> Requ
         arrival_ns=np.concatenate([start, np.full(num - sessions, start[-1])]).astype(np.int64),
         prompt_tokens=history.ravel(),
         output_tokens=output.ravel(),
-        parent=np.arange(num) - sessions * (np.arange(num) >= sessions) - (np.arange(num) < sessions)
-        * (np.arange(num) + 1),
+        parent=np.maximum(np.arange(num) - sessions, -1),
         delay_ns=rng.integers(0, 500, num) * 1_000_000 * (rng.random() < 0.7),
         priority=_priority(rng, num, by_priority),
         max_concurrency=int(rng.integers(1, 8)) if rng.random() < 0.3 else 0,
