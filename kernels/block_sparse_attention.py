@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_configs import SparseConfig, sparse_config
+from kernels.attention_configs import AttentionConfig, pick
 from kernels.attention_tiles import attend, check_contiguous, kv_format, scale_kind
 
 SPARSE_BLOCK = 64
@@ -128,7 +128,7 @@ def block_sparse_attention(
     softcap: float = 0.0,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
-    config: SparseConfig | None = None,
+    config: AttentionConfig | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of packed chunks over the key blocks of each KV head's pattern.
@@ -154,7 +154,7 @@ def block_sparse_attention(
         raise ValueError(f"pattern must be [{num_kv_heads}, 4] (got {list(pattern.shape)})")
     k_cache, stored = kv_format(k_cache, q)
     v_cache, _ = kv_format(v_cache, q)
-    config = config or sparse_config(head_dim, q.device)
+    config = config or pick("block_sparse_attention", q.device, head_dim=head_dim, rows=1)
     out = torch.empty_like(q) if out is None else out
     # A chunk that starts inside a block touches one block more.
     query_blocks = triton.cdiv(max_chunk_tokens + SPARSE_BLOCK - 1, SPARSE_BLOCK)

@@ -220,28 +220,29 @@ def gemm_jobs(op: str, target: int, element: str, out: str, scales: str) -> list
         modes = ("none", "bias", "residual") if i in (0, len(table) - 1) else ("none",)
         make = tma_job if row.TMA else _job
         jobs += [make(row, target, element, out, scales, mode) for mode in modes]
-    return jobs + [_job(table[0], target, element, out, scales, "none", one_odd_row=True)]
+    odd = [_job(row, target, element, out, scales, "none", odd=True) for row in table[:1]]
+    return jobs + odd
 
 
 def _job(
     row: Config, target: int, element: str, out: str, scales: str, mode: str,
-    one_odd_row: bool = False,
+    odd: bool = False,
 ) -> AotJob:  # fmt: skip
-    """`one_odd_row`: M = 1, which Triton makes a constant, and a K that no tile divides."""
+    """`odd`: M = 1, which Triton makes a constant, and a K that no tile divides."""
     pointers = {"a": f"*{element}", "b": f"*{element}", "c": f"*{out}", "extra": f"*{out}"}
     others = {"scale_a": "*fp32", "scale_b": "*fp32", "partials": "*fp32", "arrivals": "*i32"}
     sizes = ("M", "N", "K", "stride_am", "stride_bn", "stride_cm", "stride_sa", "stride_sb")
-    known: dict[str, object] = {"M": 1} if one_odd_row else {}
+    known: dict[str, object] = {"M": 1} if odd else {}
     return AotJob(
         kernel="kernels.gemm:gemm_kernel", target=target,
-        config=f"{row.label}-{element}-{scales}-{mode}{'-odd' if one_odd_row else ''}",
+        config=f"{row.label}-{element}-{scales}-{mode}{'-odd' if odd else ''}",
         signature={**pointers, **others, **dict.fromkeys(sizes, "i32")},
         constants={
             **row.tiles("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "SPLIT_K"), "SCALES": scales,
-            "EPILOGUE": mode, "EVEN_K": not one_odd_row, "INTEGER": element == "i8", **known,
+            "EPILOGUE": mode, "EVEN_K": not odd, "INTEGER": element == "i8", **known,
         },
         num_warps=row.num_warps, num_stages=row.num_stages,
-        divisible=() if one_odd_row else ("N", "K", "stride_am", "stride_bn", "stride_cm"),
+        divisible=() if odd else ("N", "K", "stride_am", "stride_bn", "stride_cm"),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_configs import MlaConfig, mla_config
+from kernels.attention_configs import AttentionConfig, pick
 from kernels.attention_tiles import LOG2E, check_contiguous, choose_num_splits, num_sms
 from kernels.paged_attention import launch_reduction, split_workspace
 
@@ -100,7 +100,7 @@ def mla_decode(
     *,
     softmax_scale: float,
     num_splits: int | None = None,
-    config: MlaConfig | None = None,
+    config: AttentionConfig | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of one new token per sequence over its cached latent vectors.
@@ -124,9 +124,8 @@ def mla_decode(
     if width != LATENT + ROPE or cache.shape[-1] != width or cache.dtype != q.dtype:
         raise ValueError(f"q and cache must have {LATENT + ROPE} columns and one type")
     block_tokens, max_blocks = cache.shape[1], block_table.shape[1]
-    config = config or mla_config(q.device)
-    block_h = config.head_tile(num_heads)
-    head_tiles = triton.cdiv(num_heads, block_h)
+    config = config or pick("mla_decode", q.device, head_dim=width, rows=num_heads)
+    head_tiles = triton.cdiv(num_heads, config.block_m)
     if num_splits is None:
         visible = max_blocks * block_tokens
         num_splits = choose_num_splits(num_seqs * head_tiles, visible, num_sms(q.device))
@@ -135,7 +134,7 @@ def mla_decode(
     partial, lse = split_workspace(q.shape[:-1], num_splits, LATENT, q.device)
     mla_decode_kernel[(num_splits, head_tiles, num_seqs)](
         q, cache, block_table, context_lens, out, partial, lse, softmax_scale, max_blocks,
-        H=num_heads, LATENT=LATENT, ROPE=ROPE, BLOCK_H=block_h, BLOCK_N=config.block_n,
+        H=num_heads, LATENT=LATENT, ROPE=ROPE, BLOCK_H=config.block_m, BLOCK_N=config.block_n,
         BLOCK_TOKENS=block_tokens, NUM_SPLITS=num_splits,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.attention_configs import PrefillConfig, prefill_config
+from kernels.attention_configs import AttentionConfig, pick
 from kernels.attention_tiles import attend, check_contiguous, kv_format, scale_kind
 
 
@@ -128,7 +128,7 @@ def prefill_attention(
     softcap: float = 0.0,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
-    config: PrefillConfig | None = None,
+    config: AttentionConfig | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of packed chunks over their cached context.
@@ -164,9 +164,10 @@ def prefill_attention(
     v_cache, _ = kv_format(v_cache, q)
     paged = block_table is not None
     table = block_table if block_table is not None else slots
-    config = config or prefill_config(head_dim, max_chunk_tokens * group, q.device)
+    rows = max_chunk_tokens * group
+    config = config or pick("prefill_attention", q.device, head_dim=head_dim, rows=rows)
     out = torch.empty_like(q) if out is None else out
-    tiles = triton.cdiv(max_chunk_tokens * group, config.block_m)
+    tiles = triton.cdiv(rows, config.block_m)
     prefill_attention_kernel[(tiles, num_kv_heads, len(cu_seqlens) - 1)](
         q, k_cache, v_cache, k_scale, v_scale, table, cu_seqlens, context_lens, out,
         head_dim**-0.5 if softmax_scale is None else softmax_scale, num_kv_heads,

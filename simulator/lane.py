@@ -48,6 +48,8 @@ class Rank:
 
     __slots__ = (
         "allocator",
+        "blocked",
+        "by_priority",
         "index",
         "lanes",
         "layout",
@@ -74,7 +76,9 @@ class Rank:
         self.allocator = allocator
         self.layout = layout
         self.recorder = recorder
+        self.by_priority = by_priority
         self.waiting: WaitingQueue = PriorityQueue() if by_priority else deque()
+        self.blocked = False  # nobody can be admitted before somebody finishes or is evicted
         self.now_ns = 0  # of the plan being made
         self.running: dict[Sequence, None] = {}  # in admission order, over all lanes
         self.lanes: dict[int, Lane] = {}  # by key
@@ -102,6 +106,8 @@ class Rank:
 
     def receive(self, seq: Sequence) -> None:
         self.waiting.append(seq)
+        if self.by_priority:
+            self.blocked = False
         self.outstanding_tokens += seq.prompt_tokens
         self.recorder.target[seq.id] = self.index
 
@@ -209,6 +215,8 @@ class Lane:
         _, held, unpinned = self._match
         required = pages(seq.prefill_tokens if reserve else cached_tokens + num_tokens) - held
         if required + unpinned > self.allocator.free_pages:
+            # Evicting part of a cached prefix makes a first chunk, and so its need, smaller.
+            self.rank.blocked = reserve or cached_tokens == 0
             return False
         self.waiting.popleft()
         self.rank.recorder.admitted(seq, cached_tokens, self.rank.now_ns)
@@ -241,6 +249,7 @@ class Lane:
 
     def _evict(self, seq: Sequence) -> None:
         del self.rank.running[seq]
+        self.rank.blocked = False
         self.rank.num_evictions += 1
         if seq in self.prefilling:
             self.prefilling.remove(seq)
@@ -285,12 +294,12 @@ class Lane:
     def needs_plan(self, is_alone: bool) -> bool:
         """Whether the scheduler could decide anything new; else the old plan stands.
 
-        With several batches in flight, an end in one may admit into another while somebody waits.
+        With several batches in flight, an end in one may admit into another, unless nobody can.
         """
         is_booked = self.decodes.num_seqs > 0 and not self.granted
         if self.claim <= 0 or is_booked or self.rank.starved:
             return True
-        return len(self.waiting) > 0 and not (self.sealed and is_alone)
+        return len(self.waiting) > 0 and not (self.sealed if is_alone else self.rank.blocked)
 
     def planned(self, claim: int, arrivals_wait: bool) -> None:
         """The scheduler has planned, and would do so again for `claim` iterations."""
@@ -299,6 +308,8 @@ class Lane:
         else:
             self.claim = self._repeats(claim) if claim > 1 else 1
         self.sealed = arrivals_wait and len(self.waiting) > 0
+        if len(self.rank.running) >= self.max_num_seqs:
+            self.rank.blocked = True
 
     def share_pages(self, num_lanes: int) -> None:
         """Keep the claim within this lane's share of the rank's free pages."""
@@ -440,6 +451,7 @@ class Lane:
     def _finish(self, seq: Sequence, pages: int, end_ns: int) -> None:
         rank = self.rank
         del rank.running[seq]
+        rank.blocked = False
         rank.outstanding_tokens -= seq.prompt_tokens
         rank.allocator.computed(seq, seq.prompt_tokens + seq.output_tokens - 1)
         rank.allocator.release(seq, pages)

@@ -160,13 +160,16 @@ class Replica:
         """Pass the batches in flight through the stages again and again, as one event.
 
         Ends when a claim ends (somebody finishes), when an arrival is due, or at the horizon. The
-        claims stand only while nobody waits: else an end in one batch admits into another.
+        claims stand only while nobody could be admitted: else an end in one batch admits into
+        another.
         """
         in_flight = self.in_flight
         for batch in in_flight:
             batch.share_pages(len(self.batches))
-        if any(rank.waiting or rank.starved for rank in self.ranks):
+        if any(rank.starved or (rank.waiting and not rank.blocked) for rank in self.ranks):
             return
+        if not self.idle and all(rank.waiting and not rank.by_priority for rank in self.ranks):
+            next_ns = FOREVER  # whoever comes waits behind somebody who cannot be admitted
         limit_ns = min(next_ns, self.horizon_ns + 1)
         again = self.pipeline.dispatch_again
         while (batch := in_flight[0]).claim > 1 and batch.end_ns < limit_ns:

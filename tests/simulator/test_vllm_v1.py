@@ -154,39 +154,60 @@ def test_vllm_0_33_preempts_the_youngest_for_recomputation_and_admits_nobody_the
 
 
 def test_vllm_0_33_a_preempted_request_resumes_before_older_waiting_ones() -> None:
-    """Request 2 arrived before 1 was preempted and would fit at once; it waits behind 1."""
-    table = requests((0, 29, 4), (0, 29, 4), (1, 25, 1))
-    planned = plans(table, pages=6)
-    assert [plan.tokens for plan in planned] == [
-        {0: 29, 1: 29},
-        {0: 1, 1: 1},
-        {0: 1},
-        {0: 1},
-        {1: 31},
-        {1: 1, 2: 25},
-    ][: len(planned)]
-    assert [plan.preempted for plan in planned][2] == [1]
+    """Request 2 waits since 1 ms; its 2 blocks are free after the preemption, but 1 is first."""
+    planned = plans(requests((0, 29, 4), (0, 29, 4), (1, 15, 1)), pages=6)
+    assert [(plan.tokens, plan.preempted) for plan in planned] == [
+        ({0: 29, 1: 29}, []),
+        ({0: 1, 1: 1}, []),
+        ({0: 1}, [1]),
+        ({0: 1}, []),
+        ({1: 31, 2: 15}, []),
+        ({1: 1}, []),
+    ]
 
 
 def test_vllm_0_33_a_decode_preempts_an_unfinished_prompt_that_came_later() -> None:
-    """7 blocks without reservation: request 0's fourth block takes those of request 1's chunk."""
+    """7 blocks without reservation: request 0's fourth block costs request 1 its first chunk.
+
+    It is not admitted again for a smaller chunk: 6 blocks are wanted and 3 are free.
+    """
     table = requests((0, 30, 3), (0, 60, 1))
     planned = plans(table, budget=70, pages=7, reserve_full_prompt=False)
     assert [(plan.tokens, plan.preempted) for plan in planned] == [
         ({0: 30, 1: 40}, []),
         ({0: 1}, [1]),
-        ({0: 1, 1: 30}, []),
-        ({1: 30}, []),
+        ({0: 1}, []),
+        ({1: 60}, []),
     ]
 
 
 def test_vllm_0_33_recomputation_covers_prompt_and_generated_tokens_in_chunks() -> None:
-    planned = plans(requests((0, 29, 12), (0, 29, 12)), budget=58, pages=7)
-    preempted = [i for i, plan in enumerate(planned) if plan.preempted]
-    assert preempted == [12 - 10 + 10] if False else preempted
-    resumed = next(plan.tokens[1] for plan in planned[preempted[0] + 1 :] if 1 in plan.tokens)
-    done = sum(plan.tokens.get(1, 0) == 1 for plan in planned[: preempted[0]])
-    assert resumed == 29 + 1 + done
+    """7 blocks: request 1 lacks its fourth for its third token, and starts over with 31 tokens."""
+    planned = plans(requests((0, 29, 5), (0, 29, 5)), budget=20, pages=7)
+    assert [(plan.tokens, plan.preempted) for plan in planned] == [
+        ({0: 20}, []),
+        ({0: 9, 1: 11}, []),
+        ({0: 1, 1: 18}, []),
+        ({0: 1, 1: 1}, []),
+        ({0: 1}, [1]),
+        ({0: 1}, []),
+        ({1: 20}, []),
+        ({1: 11}, []),
+        ({1: 1}, []),
+        ({1: 1}, []),
+    ]
+
+
+def test_vllm_0_33_preempts_as_many_of_the_youngest_as_the_older_need() -> None:
+    """4 requests of one block each in a pool of 4, all due for a second one at 11 tokens."""
+    planned = plans(requests(*[(0, 9, 4)] * 4), pages=4)
+    assert [(plan.tokens, plan.preempted) for plan in planned[:4]] == [
+        ({0: 9, 1: 9, 2: 9, 3: 9}, []),
+        ({0: 1, 1: 1, 2: 1, 3: 1}, []),
+        ({0: 1, 1: 1}, [3, 2]),
+        ({0: 1, 1: 1}, []),
+    ]
+    assert planned[4].tokens == {2: 11, 3: 11}
 
 
 # --- priorities ---------------------------------------------------------------------------------
@@ -254,13 +275,20 @@ def test_vllm_0_33_blocks_can_be_hit_in_the_iteration_that_computes_them() -> No
 
 
 def test_vllm_0_33_evicts_the_least_recently_freed_a_requests_last_block_first() -> None:
-    """5 blocks. Request 0 leaves its blocks 1 2 3 (3 next to go); request 1 takes the two never
-    used; request 2 needs 3 blocks, evicts 3 and request 1's own, and leaves 1 and 2 for request 3.
+    """5 blocks. Request 0 leaves 3, 2, 1 behind the two never used, which request 1 takes.
+
+    Request 2 evicts block 3 alone, so that request 3 still hits 20 of its 35 tokens.
     """
-    ids = [[1, 2, 3], [4, 5], [6, 7], [1, 2, 3]]
-    table = hashed([(0, 30, 1), (2, 20, 1), (4, 20, 1), (6, 30, 1)], ids)
-    planned = plans(table, pages=5)
-    assert [plan.tokens for plan in planned] == [{0: 30}, {1: 20}, {2: 20}, {3: 20}]
+    ids = [[1, 2, 3], [4, 5], [6], [1, 2, 3, 9]]
+    table = hashed([(0, 30, 1), (2, 20, 1), (4, 10, 1), (6, 35, 1)], ids)
+    assert tokens(table, pages=5) == [{0: 30}, {1: 20}, {2: 10}, {3: 15}]
+
+
+def test_vllm_0_33_a_hit_makes_blocks_recently_used() -> None:
+    """4 blocks: request 2 hits block 1, so request 3 evicts 3 and 4 and request 4 hits 1 again."""
+    ids = [[1, 2], [3, 4], [1, 5], [6, 7], [1, 8]]
+    table = hashed([(2 * i, 15, 1) for i in range(5)], ids)
+    assert tokens(table, pages=4) == [{0: 15}, {1: 15}, {2: 5}, {3: 15}, {4: 5}]
 
 
 def test_vllm_0_33_a_preempted_request_finds_its_own_blocks_again() -> None:
