@@ -84,9 +84,7 @@ def read_prefill(raw: Table) -> Table:
     """isl new tokens of each sequence after `step` cached ones."""
     compute = raw["attn_dtype"].map(lambda name: FORMATS.get(name, name))
     table = _attention(raw)
-    return table.assign(
-        compute_format=compute, num_tokens=raw["isl"], context_tokens=raw["step"]
-    )
+    return table.assign(compute_format=compute, num_tokens=raw["isl"], context_tokens=raw["step"])
 
 
 def read_decode(raw: Table) -> Table:
@@ -125,12 +123,8 @@ def read_all_reduce(raw: Table) -> Table:
 
 SOURCES: Mapping[str, Source] = {
     "gemm": Source(family="gemm", file="gemm", read=read_gemm),
-    "prefill_attention": Source(
-        family="attention", file="context_attention", read=read_prefill
-    ),
-    "decode_attention": Source(
-        family="attention", file="generation_attention", read=read_decode
-    ),
+    "prefill_attention": Source(family="attention", file="context_attention", read=read_prefill),
+    "decode_attention": Source(family="attention", file="generation_attention", read=read_decode),
     "moe": Source(family="moe", file="moe", read=read_moe),
     "all_reduce": Source(family="comm", file="custom_allreduce", read=read_all_reduce),
 }
@@ -194,7 +188,9 @@ def _newest(folder: Path, file: str) -> Path | None:
     """The table of the highest version that is complete: half the rows of the largest, or more."""
     from pyarrow import parquet
 
-    found = {path: parquet.read_metadata(path).num_rows for path in folder.glob(f"*/{file}_perf.parquet")}
+    found = {
+        path: parquet.read_metadata(path).num_rows for path in folder.glob(f"*/{file}_perf.parquet")
+    }
     complete = [path for path, rows in found.items() if 2 * rows >= max(found.values())]
     return max(complete, key=lambda path: _version_key(path.parent.name), default=None)
 

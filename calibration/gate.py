@@ -14,6 +14,7 @@ from simulator.spec import GpuSpec
 FLOOR_RATIO, EAGER_S = 4.0, 20e-6
 SLOWER_RATIO = 1.5  # median time of a narrow format over bf16's at the same large points
 LARGE_S = 50e-6  # points compared across formats take longer than this in bf16
+WARM = 2.0  # tensors of up to so many L2 sizes are partly found there by the next replay
 MOST_REFUSED = 0.05  # share of a format's rows faster than the roofline that condemns all of them
 
 
@@ -68,6 +69,6 @@ def _slower_than_wider(
 def _beats_roofline(op: str, rows: pd.DataFrame, gpu: GpuSpec) -> NDArray[np.bool_]:
     """Rows under the least time; tensors that fit in L2 are not held to the memory's."""
     points = points_of(op, rows, gpu)
-    least = FORMS[op].bounds(points, gpu).least_s(gpu.l2_bytes)
+    least = FORMS[op].bounds(points, gpu).least_s(WARM * gpu.l2_bytes)
     fast: NDArray[np.bool_] = rows[TIME].to_numpy() < least
     return fast

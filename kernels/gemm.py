@@ -213,11 +213,12 @@ def benchmark_cases() -> list[Case]:
 
 
 def gemm_jobs(op: str, target: int, element: str, out: str, scales: str) -> list[AotJob]:
-    """Every configuration of `op` on one chip; the first and last row also with epilogues."""
+    """Every configuration of `op` on one chip; the dense op's first and last with epilogues too."""
     table = configurations(op, target)
     jobs = []
     for i, row in enumerate(table):
-        modes = ("none", "bias", "residual") if i in (0, len(table) - 1) else ("none",)
+        every = i in (0, len(table) - 1) and scales == "none"
+        modes = ("none", "bias", "residual") if every else ("none",)
         make = tma_job if row.TMA else _job
         jobs += [make(row, target, element, out, scales, mode) for mode in modes]
     odd = [_job(row, target, element, out, scales, "none", odd=True) for row in table[:1]]
@@ -228,7 +229,8 @@ def _job(
     row: Config, target: int, element: str, out: str, scales: str, mode: str,
     odd: bool = False,
 ) -> AotJob:  # fmt: skip
-    """`odd`: M = 1, which Triton makes a constant, and a K that no tile divides."""
+    """`odd`: M = 1, which Triton makes a constant, and a K that no tile divides (of 8-bit types
+    still a multiple of 16, as every model's is)."""
     pointers = {"a": f"*{element}", "b": f"*{element}", "c": f"*{out}", "extra": f"*{out}"}
     others = {"scale_a": "*fp32", "scale_b": "*fp32", "partials": "*fp32", "arrivals": "*i32"}
     sizes = ("M", "N", "K", "stride_am", "stride_bn", "stride_cm", "stride_sa", "stride_sb")
@@ -242,7 +244,7 @@ def _job(
             "EPILOGUE": mode, "EVEN_K": not odd, "INTEGER": element == "i8", **known,
         },
         num_warps=row.num_warps, num_stages=row.num_stages,
-        divisible=() if odd else ("N", "K", "stride_am", "stride_bn", "stride_cm"),
+        divisible=() if odd and scales == "none" else ("N", "K", "stride_am", "stride_bn", "stride_cm"),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import simpy
 from simpy.events import URGENT
 
 from simulator.batch import FOREVER
-from simulator.lane import Rank
+from simulator.rank import Rank
 from simulator.recorder import REJECTED, Recorder
 from simulator.replica import Feed, Replica
 from simulator.request import Ints, RequestTable, Sequence

@@ -14,9 +14,10 @@ from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
 from simulator.experiment import Experiment
-from simulator.lane import Lane, Rank
+from simulator.lane import Lane
 from simulator.lockstep import Lockstep
 from simulator.placement import check_cluster, replicas_that_fit
+from simulator.rank import Rank
 from simulator.recorder import SEGMENT_COLUMNS, LaneLog, LaneResult, Recorder, Result
 from simulator.replica import Feed, Replica
 from simulator.request import RequestTable

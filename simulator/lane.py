@@ -1,115 +1,19 @@
 """One lane of one attention rank: the batch that iterates together, and the books of its pages.
 
-A rank owns the waiting queue and the KV pages; with pipeline parallelism it has several lanes (one
-for each batch in flight) that share both. A lane offers the scheduler its verbs, sums the price of
-what was planned, and commits iterations.
+A lane offers the scheduler its verbs, prices the attention of what was planned, and books
+iterations when they have ended. A plan stands for a number of iterations, its claim; meanwhile the
+lane lets them run and books them together, when something changes or somebody looks.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from collections.abc import Callable
-
-from simulator.allocators import KVAllocator
-from simulator.batch import FOREVER, DecodeSet, PageLayout
+from simulator.batch import FOREVER, DecodeSet
 from simulator.costs.compiled import AttentionCost, CompiledCost, StageCost
 from simulator.errors import InvariantViolation
-from simulator.recorder import LaneLog, Recorder
+from simulator.rank import Rank
+from simulator.recorder import LaneLog
 from simulator.request import Sequence
-from simulator.schedulers.view import WaitingQueue
-
-
-class PriorityQueue:
-    """Waiting requests by (priority, arrival), with the verbs of the FCFS deque."""
-
-    __slots__ = ("_heap",)
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Sequence]] = []
-
-    def append(self, seq: Sequence) -> None:
-        heapq.heappush(self._heap, (seq.priority, seq.id, seq))
-
-    appendleft = append
-
-    def popleft(self) -> Sequence:
-        return heapq.heappop(self._heap)[2]
-
-    def __getitem__(self, index: int) -> Sequence:
-        return self._heap[index][2]
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-
-class Rank:
-    """One attention rank: a waiting queue and a KV pool; what a router sees."""
-
-    __slots__ = (
-        "allocator",
-        "blocked",
-        "by_priority",
-        "index",
-        "lanes",
-        "layout",
-        "now_ns",
-        "num_evictions",
-        "on_finish",
-        "outstanding_tokens",
-        "recorder",
-        "running",
-        "starved",
-        "waiting",
-    )
-
-    def __init__(
-        self,
-        index: int,
-        allocator: KVAllocator,
-        layout: PageLayout,
-        recorder: Recorder,
-        by_priority: bool = False,
-        on_finish: Callable[[Sequence, int], None] | None = None,
-    ) -> None:
-        self.index = index
-        self.allocator = allocator
-        self.layout = layout
-        self.recorder = recorder
-        self.by_priority = by_priority
-        self.waiting: WaitingQueue = PriorityQueue() if by_priority else deque()
-        self.blocked = False  # nobody can be admitted before somebody finishes or is evicted
-        self.now_ns = 0  # of the plan being made
-        self.running: dict[Sequence, None] = {}  # in admission order, over all lanes
-        self.lanes: dict[int, Lane] = {}  # by key
-        self.starved: set[int] = set()  # lanes that wait for pages of a batch in flight
-        self.num_evictions = 0
-        self.outstanding_tokens = 0
-        self.on_finish = on_finish
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self.waiting)
-
-    @property
-    def num_running(self) -> int:
-        return len(self.running)
-
-    def cached_prefix(self, seq: Sequence) -> int:
-        return self.allocator.match(seq)[0]
-
-    def catch_up(self) -> None:
-        """Book what the lanes have let run, so that pages and sequences are as they are now."""
-        for lane in self.lanes.values():
-            if lane.behind:
-                lane.catch_up()
-
-    def receive(self, seq: Sequence) -> None:
-        self.waiting.append(seq)
-        if self.by_priority:
-            self.blocked = False
-        self.outstanding_tokens += seq.prompt_tokens
-        self.recorder.target[seq.id] = self.index
+from simulator.work import prefill_pairs
 
 
 class Lane:
@@ -351,7 +255,7 @@ class Lane:
         if window:
             pairs = 0
             for seq, n in self.chunks:
-                pairs += windowed_pairs(seq.computed_tokens, n, window)
+                pairs += prefill_pairs(n, seq.computed_tokens, window)
                 context += min(seq.computed_tokens, window)
         else:
             for seq, _ in self.chunks:
@@ -467,10 +371,3 @@ class Lane:
                 f"rank {self.rank.index}: {allocator.free_pages} free pages of "
                 f"{allocator.num_pages} with nothing running"
             )
-
-
-def windowed_pairs(context: int, num_tokens: int, window: int) -> int:
-    """Query-key pairs of a chunk whose queries see at most `window` tokens, themselves included."""
-    growing = min(max(window - context, 0), num_tokens)  # queries that see context + own position
-    pairs = growing * context + growing * (growing + 1) // 2
-    return pairs + (num_tokens - growing) * window

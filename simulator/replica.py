@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator
 import simpy
 
 from simulator.batch import FOREVER
-from simulator.lane import Rank
 from simulator.lockstep import Lockstep, Pipeline
+from simulator.rank import Rank
 from simulator.request import Sequence
 
 MIN_RUN = 2  # shorter runs cost more than they save
@@ -86,17 +86,8 @@ class Replica:
             if feed is not None:
                 next_ns = self._absorb(feed, int(now))
             self._dispatch_idle(int(now))
-            if in_flight:
-                if self._runs_ahead:
-                    self._run_ahead(next_ns)
-                wake_ns = in_flight[0].end_ns
-                if self.idle and next_ns < wake_ns:
-                    wake_ns = next_ns
-            elif next_ns == FOREVER and feed is not None:
-                return
-            else:
-                wake_ns = next_ns
-            if self.horizon_ns < wake_ns < FOREVER:
+            wake_ns = self._next_wake_ns(next_ns)
+            if (in_flight or feed is not None) and wake_ns > min(self.horizon_ns, FOREVER - 1):
                 self._settle(wake_ns)
                 return
             try:
@@ -107,6 +98,14 @@ class Replica:
                 self._settle(wake_ns + 1)
             if in_flight and wake_ns == in_flight[0].end_ns:
                 self.idle.append(self._end(in_flight.popleft()))
+
+    def _next_wake_ns(self, next_ns: int) -> int:
+        if not self.in_flight:
+            return next_ns
+        if self._runs_ahead:
+            self._run_ahead(next_ns)
+        end_ns = self.in_flight[0].end_ns
+        return min(end_ns, next_ns) if self.idle else end_ns
 
     def _absorb(self, feed: Feed, now_ns: int) -> int:
         next_ns = feed.next_ns()
@@ -143,7 +142,7 @@ class Replica:
         return batch
 
     def _start_run(self, batch: Lockstep, now_ns: int) -> bool:
-        """Plan up to `claim` iterations as one event, up to the first that an arrival may change."""
+        """Plan the claimed iterations as one event, up to the first that an arrival may change."""
         limit_ns = self.horizon_ns
         if self.feed is not None and not batch.sealed:
             limit_ns = min(limit_ns, self.feed.next_ns())
