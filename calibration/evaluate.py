@@ -8,16 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from calibration.boost import Boosting
-from calibration.columns import TIME
+from calibration.columns import SCHEMAS, TIME
 from calibration.fit import PRECISE, fit_curve, labels_of, rows_of
 from simulator.costs.curve import Curve
 from simulator.costs.form_base import Array
 from simulator.costs.forms import points_of
 from simulator.spec import GpuSpec
 
+Mask = NDArray[np.bool_]
 SHARE = 0.1
+SMALL = 500  # rows under which a random tenth would leave whole curves without a point
 FEWEST = 8  # points a curve can be fitted to
 # Largest value fitted, by axis: points up to twice as far are predicted, farther ones ignored.
 BEYOND: Mapping[str, Mapping[str, int]] = {
@@ -68,12 +71,17 @@ def misses_of(curve: Curve, table: pd.DataFrame) -> Array:
     return miss
 
 
-def sample(op: str, label: str, table: pd.DataFrame, share: float = SHARE) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """A random share of the rows, the same at every call; a few at least."""
+def sample(op: str, label: str, table: pd.DataFrame, share: float = SHARE) -> Mask:
+    """A share of the rows, the same at every call: random, of small tables spread evenly."""
     rng = np.random.default_rng([zlib.crc32(f"{op} {label}".encode()), len(table)])
     taken = np.zeros(len(table), dtype=np.bool_)
     number = min(len(table), max(FEWEST, round(share * len(table))))
-    taken[rng.permutation(len(table))[:number]] = True
+    if len(table) < SMALL:
+        order = np.lexsort([table[name] for name in reversed(SCHEMAS[op].key)])
+        places = (np.arange(number) + 0.5) * len(table) / number
+        taken[order[places.astype(int)]] = True
+    else:
+        taken[rng.permutation(len(table))[:number]] = True
     return taken
 
 
@@ -87,7 +95,7 @@ def held_out(
     """Misses on the rows left out, by curve, each fitted to a share of its rows."""
     misses = {}
     for label in labels_of(op, table):
-        rows = rows_of(table, label)
+        rows = rows_of(op, table, label)
         taken = sample(op, label, rows, share)
         curve = fit_curve(op, label, rows[taken], gpu, how)
         misses[label] = misses_of(curve, rows[~taken])
@@ -101,7 +109,7 @@ def beyond(
     misses: dict[str, list[Array]] = {}
     for axis, limit in BEYOND[op].items():
         for label in labels_of(op, table):
-            rows = rows_of(table, label)
+            rows = rows_of(op, table, label)
             fitted, far = rows[rows[axis] <= limit], rows[rows[axis] > limit]
             far = far[far[axis] <= 2 * limit]
             for other, other_limit in BEYOND[op].items():

@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 from calibration.boost import Boosting, boost
 from calibration.columns import SCHEMAS, TIME
-from simulator.costs.boosted import NoResidual, Radial, Trees
+from simulator.costs.boosted import NoResidual, Radial
 from simulator.costs.curve import Curve
 from simulator.costs.form_base import Array, Points
 from simulator.costs.forms import FORMS, points_of
@@ -22,31 +22,36 @@ from simulator.spec import GpuSpec
 
 PRECISE = Boosting()
 COMPACT = Boosting(trees=260, rate=0.16)  # the embedded curves: 40 kB each
-FEW = 300  # points under which radial functions fit better than trees
+LABELS = {"gemm": "format", "moe": "format", "all_reduce": "launch"}  # a curve each
+RADIAL = ("all_reduce",)  # tables of a few dozen points on two axes
 OUTLIER = 3.0  # a miss of 1/3 in log counts half, a miss of 3 hardly more than one of 1
-PRIOR = 0.02  # a parameter e times its start weighs as much as one point 2 % off
+PRIOR = 0.05  # a parameter e times its start weighs as much as one point 5 % off
 FORM_ROWS = 6000  # rows are plenty for seven parameters
-RADIAL_WIDTH, RADIAL_RIDGE = 2.0, 0.02
+MOST_ROWS = 24_000  # trees learn little from more
+RADIAL_WIDTH, RADIAL_RIDGE = 1.5, 0.05
 
 
 def labels_of(op: str, table: pd.DataFrame) -> list[str]:
-    """The curves of a table: one a weight format, or one for all."""
-    return sorted(table["format"].unique()) if op in ("gemm", "moe") else [""]
+    """The curves of a table: one a weight format or kind of launch, or one for all."""
+    return sorted(table[LABELS[op]].unique()) if op in LABELS else [""]
 
 
-def rows_of(table: pd.DataFrame, label: str) -> pd.DataFrame:
+def rows_of(op: str, table: pd.DataFrame, label: str) -> pd.DataFrame:
     """A curve's rows."""
-    return table[table["format"] == label] if label else table
+    return table[table[LABELS[op]] == label] if op in LABELS else table
 
 
 def fit_curve(
     op: str, label: str, table: pd.DataFrame, gpu: GpuSpec, how: Boosting = PRECISE
 ) -> Curve:
     """The curve of one op and format through the rows of a table."""
+    whole = table
+    if len(table) > MOST_ROWS:
+        table = table.sample(MOST_ROWS, random_state=0)
     points = points_of(op, {name: table[name] for name in table.columns}, gpu)
     times = table[TIME].to_numpy(dtype=np.float64)
     parameters = fit_parameters(op, points, times, gpu)
-    ranges = {n: (float(points[n].min()), float(points[n].max())) for n in FORMS[op].inputs}
+    ranges = {n: (float(whole[n].min()), float(whole[n].max())) for n in FORMS[op].inputs}
     physical = FORMS[op].time(parameters, points, gpu)
     bare = Curve(
         op=op,
@@ -56,7 +61,8 @@ def fit_curve(
         residual=NoResidual(),
         ranges=ranges,
     )
-    residual = fit_residual(bare.features(points), np.log(times / physical), how)
+    features, missed = bare.features(points), np.log(times / physical)
+    residual = fit_radial(features, missed) if op in RADIAL else boost(features, missed, how)
     return Curve(
         op=op, label=label, gpu=gpu, parameters=parameters, residual=residual, ranges=ranges
     )
@@ -78,14 +84,18 @@ def fit_parameters(op: str, points: Points, times: Array, gpu: GpuSpec) -> Mappi
         miss = np.log(form.time(values, some, gpu)) - wanted
         return np.concatenate([np.arctan(OUTLIER * miss) / OUTLIER, PRIOR * (logs - start)])
 
-    found: Any = least_squares(misses, start, bounds=(low, high), max_nfev=60)
-    return {name: float(np.exp(value)) for name, value in zip(names, found.x, strict=True)}
+    # The fastest of several algorithms has local minima: a few starts between the ranges' ends.
+    starts = [start, *(np.clip(start + shift, low, high) for shift in (-0.5, 0.5))]
+    tried: list[Any] = [
+        least_squares(misses, begin, bounds=(low, high), max_nfev=60)
+        for begin in (starts if op in RADIAL else starts[:1])
+    ]
+    best = min(tried, key=lambda found: float(found.cost))
+    return {name: float(np.exp(value)) for name, value in zip(names, best.x, strict=True)}
 
 
-def fit_residual(features: Array, target: Array, how: Boosting) -> Trees | Radial:
-    """Trees for a dense grid, radial functions for a few dozen points."""
-    if len(target) >= FEW:
-        return boost(features, target, how)
+def fit_radial(features: Array, target: Array) -> Radial:
+    """Gaussians at the points, by ridge regression."""
     gaps = ((features[:, None] - features[None]) ** 2).sum(axis=2)
     near = np.exp(-gaps / (2.0 * RADIAL_WIDTH**2))
     weight = np.linalg.solve(near + RADIAL_RIDGE * np.eye(len(target)), target)
@@ -97,7 +107,7 @@ def fit_tables(
 ) -> list[Curve]:
     """Every curve of every op of one GPU."""
     return [
-        fit_curve(op, label, rows_of(table, label), gpu, how)
+        fit_curve(op, label, rows_of(op, table, label), gpu, how)
         for op, table in ops.items()
         if op in SCHEMAS
         for label in labels_of(op, table)

@@ -40,10 +40,10 @@ def gate(op: str, table: pd.DataFrame, gpu: GpuSpec, notes: dict[str, str]) -> p
 
 
 def _timed_eagerly(fmt: str, floors: pd.Series[float]) -> str:
-    """Why a format was timed with its launches; all_reduce states its launch instead."""
-    if fmt == "eager" or "bf16" not in floors:
-        return ""
-    if floors[fmt] <= max(EAGER_S, FLOOR_RATIO * floors["bf16"]):
+    """Why a format was timed with its launches; empty where it was not."""
+    if fmt == "eager":
+        return "timed eagerly: launches of the host, not the kernel"
+    if "bf16" not in floors or floors[fmt] <= max(EAGER_S, FLOOR_RATIO * floors["bf16"]):
         return ""
     return (
         f"timed eagerly: floor {floors[fmt] * 1e6:.1f} us against "

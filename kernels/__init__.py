@@ -1,4 +1,4 @@
-"""Triton kernels of one transformer layer, measured by `calibration`, never imported by `simulator`.
+"""Triton kernels of a transformer layer: measured by `calibration`, unknown to `simulator`.
 
 Each op is a matched set: a kernel (`gemm.py`), a naive torch reference (`reference_linear.py`), a
 test on the CPU interpreter, tile configurations as data (`tiles_linear.json`), ahead-of-time

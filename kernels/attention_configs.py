@@ -1,9 +1,10 @@
 """Tile configurations of the attention kernels as data: `tiles_attention.json`.
 
 One list of rows per op and chip, from small to large; `pick` returns the first row whose bounds
-hold (`rows_max`: query rows that share a KV head; `head_dim_max`; absent = no bound) among those of
-the newest listed chip that is not newer than the device. The linear kernels keep theirs the same
-way (`configs.py`); tuning rewrites the data, never the kernels.
+hold (`rows_max`: query rows that share a KV head; `head_dim_max`; `features_max`: how many of
+window, soft-cap, quantised KV and contiguous KV are in use, as each takes registers; absent = no
+bound) among those of the newest listed chip that is not newer than the device. The linear kernels
+keep theirs the same way (`configs.py`); tuning rewrites the data, never the kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from kernels.configs import capability
 
 DATA = Path(__file__).with_name("tiles_attention.json")
-BOUNDS = ("rows_max", "head_dim_max")
+BOUNDS = ("rows_max", "head_dim_max", "features_max")
 OPS = ("paged_attention", "mla_decode", "prefill_attention", "block_sparse_attention")
 
 
@@ -58,9 +59,11 @@ def table_rows(op: str, chip: int) -> list[tuple[dict[str, int], AttentionConfig
     ]
 
 
-def pick(op: str, device: torch.device, *, head_dim: int, rows: int) -> AttentionConfig:
-    """The first row of the table that covers the head size and the rows that share a KV head."""
-    size = {"rows_max": rows, "head_dim_max": head_dim}
+def pick(
+    op: str, device: torch.device, *, head_dim: int, rows: int, features: int = 0
+) -> AttentionConfig:
+    """The first row of the table that covers the head size, the rows and the features."""
+    size = {"rows_max": rows, "head_dim_max": head_dim, "features_max": features}
     for bounds, config in table_rows(op, capability(device)):
         if all(size[name] <= bound for name, bound in bounds.items()):
             return config

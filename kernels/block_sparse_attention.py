@@ -17,7 +17,7 @@ import triton.language as tl
 from kernels.attention_configs import AttentionConfig, pick
 from kernels.attention_tiles import attend, check_contiguous, kv_format, scale_kind
 
-SPARSE_BLOCK = 64
+SPARSE_BLOCK = 64  # tokens; also the key tile, so `block_n` of the table must say the same
 
 
 @triton.jit
@@ -38,6 +38,7 @@ def block_sparse_attention_kernel(
     GROUP: tl.constexpr,
     D: tl.constexpr,
     B: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     KV_FORMAT: tl.constexpr,
     SCALES: tl.constexpr,
@@ -45,8 +46,8 @@ def block_sparse_attention_kernel(
 ):
     """S chunks, T query tokens in all, D head size, B tokens per sparse block.
 
-    Grid: (query blocks of the longest chunk, num_kv_heads * GROUP, S). A program owns the rows of
-    its chunk that fall into one query block of one head.
+    Grid: (query tiles of the longest chunk, num_kv_heads * GROUP, S). A program owns the rows of
+    its chunk that fall into one tile of BLOCK_M positions of one head; BLOCK_M divides B.
     """
     head = tl.program_id(1)
     kv_head = head // GROUP
@@ -55,11 +56,12 @@ def block_sparse_attention_kernel(
     chunk = tl.load(cu_seqlens_ptr + seq + 1) - chunk_start
     context = tl.load(context_ptr + seq)
     start = context - chunk  # position of the chunk's first token
-    query_block = start // B + tl.num_programs(0) - 1 - tl.program_id(0)
-    if query_block * B >= context:
+    tile = start // BLOCK_M + tl.num_programs(0) - 1 - tl.program_id(0)
+    if tile * BLOCK_M >= context:
         return
 
-    position = query_block * B + tl.arange(0, B)
+    query_block = tile * BLOCK_M // B
+    position = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     in_tile = (position >= start) & (position < context)
     d = tl.arange(0, D)
     out_row = (chunk_start + position - start).to(tl.int64) * (num_kv_heads * GROUP) + head
@@ -80,9 +82,9 @@ def block_sparse_attention_kernel(
     if SCALES == 1:
         logit_scale *= tl.load(key_scale_ptr + kv_head)
     table_ptr += seq * max_blocks
-    acc = tl.zeros([B, D], tl.float32)
-    row_sum = tl.zeros([B], tl.float32)
-    row_max = tl.full([B], float("-inf"), tl.float32)
+    acc = tl.zeros([BLOCK_M, D], tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     acc, row_sum, row_max = attend(
         q, acc, row_sum, row_max, position, 0, sink_hi * B, B, 0, context,
         key_ptr, value_ptr, key_scale_ptr, value_scale_ptr,
@@ -156,13 +158,13 @@ def block_sparse_attention(
     v_cache, _ = kv_format(v_cache, q)
     config = config or pick("block_sparse_attention", q.device, head_dim=head_dim, rows=1)
     out = torch.empty_like(q) if out is None else out
-    # A chunk that starts inside a block touches one block more.
-    query_blocks = triton.cdiv(max_chunk_tokens + SPARSE_BLOCK - 1, SPARSE_BLOCK)
-    block_sparse_attention_kernel[(query_blocks, num_q_heads, len(cu_seqlens) - 1)](
+    # A chunk that starts inside a tile touches one tile more.
+    tiles = triton.cdiv(max_chunk_tokens + config.block_m - 1, config.block_m)
+    block_sparse_attention_kernel[(tiles, num_q_heads, len(cu_seqlens) - 1)](
         q, k_cache, v_cache, k_scale, v_scale, pattern, block_table, cu_seqlens, context_lens, out,
         head_dim**-0.5 if softmax_scale is None else softmax_scale, num_kv_heads,
         block_table.shape[1], GROUP=num_q_heads // num_kv_heads, D=head_dim, B=SPARSE_BLOCK,
-        BLOCK_TOKENS=block_tokens, KV_FORMAT=stored, SCALES=scale_kind(k_scale, v_scale),
-        SOFTCAP=softcap, num_warps=config.num_warps, num_stages=config.num_stages,
+        BLOCK_M=config.block_m, BLOCK_TOKENS=block_tokens, KV_FORMAT=stored,
+        SCALES=scale_kind(k_scale, v_scale), SOFTCAP=softcap, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

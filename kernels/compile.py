@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 TARGETS = (80, 90, 100)
@@ -117,17 +117,15 @@ def compile_for(job: AotJob) -> AotReport:
         attrs=aligned,
     )
     options = {"num_warps": job.num_warps, "num_stages": job.num_stages, **job.options}
-    named = {"kernel": job.kernel, "target": job.target, "config": job.config}
+    report = AotReport(kernel=job.kernel, target=job.target, config=job.config)
     try:
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", job.target, 32), options=options
-        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", job.target, 32), options=options)
     except Exception as error:  # a compiler's failure is the result we report
         text = str(error).strip().splitlines() or [""]
-        return AotReport(**named, error=f"{type(error).__name__}: {text[-1]}"[:500])
+        return replace(report, error=f"{type(error).__name__}: {text[-1]}"[:500])
     registers, spills = _resources(compiled.asm["cubin"])
-    return AotReport(
-        **named,
+    return replace(
+        report,
         shared_bytes=compiled.metadata.shared,
         registers=registers,
         spills=spills,

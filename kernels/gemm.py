@@ -106,7 +106,13 @@ def gemm(
 ) -> torch.Tensor:
     """A[M, K] @ B[N, K]^T (+ bias[N] | + residual[M, N]), in A's dtype (bf16 or fp16)."""
     return scaled_gemm(
-        a, b, op="gemm", bias=bias, residual=residual, arrivals=arrivals, config=config,
+        a,
+        b,
+        op="gemm",
+        bias=bias,
+        residual=residual,
+        arrivals=arrivals,
+        config=config,
         out_dtype=a.dtype,
     )
 
@@ -158,7 +164,7 @@ def _stride(scale: torch.Tensor | None, scales: str) -> int:
     return scale.stride(0) if scales == "block" or scale.numel() > 1 else 0
 
 
-def _launch(a, b, c, scale_a, scale_b, extra, strides, scales, mode, arrivals, chosen):  # type: ignore[no-untyped-def]
+def _launch(a, b, c, scale_a, scale_b, extra, strides, scales, mode, arrivals, chosen):
     (m, k), n = a.shape, b.shape[0]
     tiles = triton.cdiv(m, chosen.BLOCK_M) * triton.cdiv(n, chosen.BLOCK_N)
     partials = c
@@ -244,7 +250,7 @@ def _job(
             "EPILOGUE": mode, "EVEN_K": not odd, "INTEGER": element == "i8", **known,
         },
         num_warps=row.num_warps, num_stages=row.num_stages,
-        divisible=() if odd and scales == "none" else ("N", "K", "stride_am", "stride_bn", "stride_cm"),
+        divisible=() if odd and scales == "none" else ("N", "K", *sizes[3:6]),
     )  # fmt: skip
 
 

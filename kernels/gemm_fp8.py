@@ -76,7 +76,7 @@ def quantize_blocks(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q.to(FP8), scale
 
 
-def _cublas_rows(a, b, scale_a, scale_b, _):  # type: ignore[no-untyped-def]
+def _cublas_rows(a, b, scale_a, scale_b, _):
     if scale_a.numel() > 1:
         scale_a, scale_b = scale_a.view(-1, 1), scale_b.view(1, -1)
     return torch._scaled_mm(
@@ -92,7 +92,8 @@ def gemm_fp8_case(*, m: int, n: int, k: int, scales: str = "row") -> Case:
         b = torch.randn(n, k, device=device, generator=generator) / k**0.5
         arrivals = torch.zeros(4096, device=device, dtype=torch.int32)
         if scales == "block":
-            return *quantize_reference(a, 128, FP8), *quantize_blocks(b), arrivals
+            (qa, sa), (qb, sb) = quantize_reference(a, 128, FP8), quantize_blocks(b)
+            return qa, qb, sa, sb, arrivals
         if scales == "tensor":
             sizes = [(t.abs().amax() / 448.0).reshape(1) for t in (a, b)]
             return (a / sizes[0]).to(FP8), (b / sizes[1]).to(FP8), *sizes, arrivals

@@ -137,7 +137,7 @@ def gemm_int4_case(*, m: int, n: int, k: int, dtype: str = "bf16") -> Case:
         op="gemm_int4", shape={"m": m, "n": n, "k": k}, dtype=dtype, flops=2 * m * n * k,
         bytes=2 * m * k + n * k // 2 + 3 * n * k // 128 + 2 * m * n, make_inputs=make,
         tolerance=2e-2, reference=lambda a, q, s, z, _: int4_reference(a, q, s, z),
-        providers={"headway": lambda a, q, s, z, arrivals: gemm_int4(a, q, s, z, arrivals=arrivals)},
+        providers={"headway": lambda *x: gemm_int4(*x[:4], arrivals=x[4])},
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def gemm_int8(
     )  # fmt: skip
 
 
-def _cublas(a, b, scale_a, scale_b, _):  # type: ignore[no-untyped-def]
+def _cublas(a, b, scale_a, scale_b, _):
     return (torch._int_mm(a, b.T) * scale_a[:, None] * scale_b[None, :]).to(torch.bfloat16)
 
 

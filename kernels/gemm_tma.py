@@ -77,9 +77,7 @@ def tma_ready(*tensors: torch.Tensor) -> bool:
     )
 
 
-def launch_tma(  # type: ignore[no-untyped-def]
-    a, b, c, scale_a, scale_b, extra, strides, scales, mode, chosen: Config
-) -> None:
+def launch_tma(a, b, c, scale_a, scale_b, extra, strides, scales, mode, chosen: Config) -> None:
     """Launch on aligned operands; `strides` are the scales' row strides."""
     (m, k), n = a.shape, b.shape[0]
     tiles = triton.cdiv(m, chosen.BLOCK_M) * triton.cdiv(n, chosen.BLOCK_N)

@@ -138,7 +138,7 @@ def grouped_gemm(
     if not (a.is_contiguous() and b.is_contiguous()) or a.shape[1] != k:
         raise ValueError(f"A {tuple(a.shape)} and B {tuple(b.shape)} need one K, contiguous")
     chosen = config or grouped_config(a, num_experts, top_k, pairs)
-    if chosen.BLOCK_M != routing.block_m:
+    if routing.block_m != chosen.BLOCK_M:
         raise ValueError(f"routing tiles have {routing.block_m} rows, {chosen.label} another")
     c = torch.empty((pairs, n), device=a.device, dtype=out_dtype or a.dtype)
     tiles = routing.tile_expert.numel()

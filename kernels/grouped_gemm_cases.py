@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from kernels.cases import DTYPES, Case
@@ -37,15 +39,22 @@ def grouped_gemm_case(
         experts = draw_experts(num_tokens, num_experts, top_k, skew, generator)
         return a, b.to(kind), experts, torch.ones(num_tokens * top_k, device=device)
 
-    def ours(a, b, experts, weights):  # type: ignore[no-untyped-def]
+    def ours(a, b, experts, weights):
         chosen = grouped_config(a, num_experts, top_k, experts.numel())
         routing = route(experts, num_experts, chosen.BLOCK_M)
         return grouped_gemm(
             a, b, routing, top_k=top_k, gather=True, pair_weights=weights, config=chosen
         )
 
-    def truth(a, b, experts, _):  # type: ignore[no-untyped-def]
+    def truth(a, b, experts, _):
         return grouped_reference(a.repeat_interleave(top_k, 0), b, experts.flatten())
+
+    def by_torch(a, b, experts, _):
+        flat = experts.flatten()
+        order = torch.sort(flat, stable=True).indices
+        ends = torch.bincount(flat, minlength=num_experts).cumsum(0).int()
+        rows = torch._grouped_mm(a[order // top_k], b.transpose(1, 2), offs=ends)
+        return torch.empty_like(rows).index_copy_(0, order, rows)
 
     pairs, used = num_tokens * top_k, min(num_experts, num_tokens * top_k)
     return Case(
@@ -56,7 +65,7 @@ def grouped_gemm_case(
         },
         flops=2 * pairs * n * k,
         bytes=(used * n * k + num_tokens * k + pairs * n) * kind.itemsize,
-        providers={"headway": ours, "torch": truth},
+        providers={"headway": ours, "torch": by_torch},
     )  # fmt: skip
 
 
@@ -69,8 +78,8 @@ def moe_case(
 
     def make(device: torch.device, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         def normal(*shape: int) -> torch.Tensor:
-            x = torch.randn(*shape, device=device, generator=generator) / shape[-1] ** 0.5
-            return x.to(kind)
+            x = torch.randn(*shape, device=device, generator=generator)
+            return (x / math.sqrt(shape[-1])).to(kind)
 
         x = normal(num_tokens, hidden_size) * hidden_size**0.5
         gate_up = normal(num_experts, 2 * ffn_size, hidden_size)
@@ -93,7 +102,7 @@ def moe_case(
     )  # fmt: skip
 
 
-def _by_expert(x, gate_up, down, experts, weights):  # type: ignore[no-untyped-def]
+def _by_expert(x, gate_up, down, experts, weights):
     """torch's loop over experts, in the model's dtype: the truth and the other provider."""
     out = torch.zeros(x.shape, device=x.device)
     for e in range(gate_up.shape[0]):
@@ -106,12 +115,12 @@ def _by_expert(x, gate_up, down, experts, weights):  # type: ignore[no-untyped-d
 
 def benchmark_cases() -> list[Case]:
     """Mixtral-8x7B and Qwen3-30B-A3B shapes from decode to prefill, balanced and skewed."""
-    models = (
+    models: tuple[dict[str, int], ...] = (
         {"num_experts": 8, "top_k": 2, "hidden_size": 4096, "ffn_size": 14336},
         {"num_experts": 128, "top_k": 8, "hidden_size": 2048, "ffn_size": 768},
     )
     return [
-        moe_case(num_tokens=t, skew=skew, **model)
+        moe_case(num_tokens=t, skew=skew, dtype="bf16", **model)
         for model in models
         for t in (1, 16, 128, 1024, 8192)
         for skew in (0.0, 1.0)
@@ -136,7 +145,9 @@ def _job(row: Config, target: int, element: str, gather: bool) -> AotJob:
     return AotJob(
         kernel="kernels.grouped_gemm:grouped_gemm_kernel", target=target,
         config=f"{row.label}-{element}-{'gather' if gather else 'scatter'}",
-        signature={"a": f"*{element}", "b": f"*{element}", "c": "*bf16", **floats, **lists, **sizes},
+        signature={
+            "a": f"*{element}", "b": f"*{element}", "c": "*bf16", **floats, **lists, **sizes,
+        },
         constants={
             "TOP_K": 2, "GATHER": gather, "SCATTER": not gather, "SCALED": scaled, "EVEN_K": True,
             **row.tiles("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M"),

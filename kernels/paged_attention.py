@@ -204,7 +204,3 @@ def launch_reduction(partial: torch.Tensor, lse: torch.Tensor, out: torch.Tensor
     reduce_splits[(lse.numel() // num_splits,)](
         partial, lse, out, D=head_dim, NUM_SPLITS=num_splits, BLOCK_S=8, num_warps=4
     )
-
-
-def benchmark_cases():
-    return []

@@ -165,7 +165,11 @@ def prefill_attention(
     paged = block_table is not None
     table = block_table if block_table is not None else slots
     rows = max_chunk_tokens * group
-    config = config or pick("prefill_attention", q.device, head_dim=head_dim, rows=rows)
+    if config is None:
+        features = (window > 0) + (softcap > 0) + (stored != "plain") + (not paged)
+        config = pick(
+            "prefill_attention", q.device, head_dim=head_dim, rows=rows, features=features
+        )
     out = torch.empty_like(q) if out is None else out
     tiles = triton.cdiv(rows, config.block_m)
     prefill_attention_kernel[(tiles, num_kv_heads, len(cu_seqlens) - 1)](

@@ -32,7 +32,7 @@ def block_scaled_reference(
     a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor
 ) -> torch.Tensor:
     """scale_a [M, K/128] over 1x128 of A, scale_b [N/128, K/128] over 128x128 of B; fp32."""
-    (m, k), n = a.shape, b.shape[0]
+    n, k = b.shape
     a_full = a.float() * scale_a.repeat_interleave(128, 1)[:, :k]
     b_full = b.float() * scale_b.repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
     return a_full @ b_full.T

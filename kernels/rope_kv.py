@@ -203,14 +203,14 @@ def rope_kv_case(
 
     def split(qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
         heads = qkv.view(num_tokens, -1, head_dim)
-        return heads.split((num_q_heads, num_kv_heads, num_kv_heads), 1)
+        return tuple(torch.split(heads, [num_q_heads, num_kv_heads, num_kv_heads], 1))
 
-    def ours(qkv, table, positions, slots, k_cache, v_cache):  # type: ignore[no-untyped-def]
+    def ours(qkv, table, positions, slots, k_cache, v_cache):
         q, k, v = split(qkv)
         rope_kv(q, k, v, table, positions, slots, k_cache, v_cache)
         return q, k_cache, v_cache
 
-    def by_torch(qkv, table, positions, slots, k_cache, v_cache):  # type: ignore[no-untyped-def]
+    def by_torch(qkv, table, positions, slots, k_cache, v_cache):
         q, k, v = split(qkv)
         k = rope_reference(k, table, positions.long())
         caches = (write_kv_reference(c, x, slots, 1.0) for c, x in ((k_cache, k), (v_cache, v)))

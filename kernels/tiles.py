@@ -38,9 +38,7 @@ def epilogue(acc, extra, m, n, M, N, stride_em, EPILOGUE: tl.constexpr):
 
 
 @triton.jit
-def sum_splits(
-    acc, partials, arrivals, tile, part, m, n, M, N, SPLIT_K: tl.constexpr
-):
+def sum_splits(acc, partials, arrivals, tile, part, m, n, M, N, SPLIT_K: tl.constexpr):
     """Publish this split's fp32 tile; the split that arrives last returns the sum of all of them
     and True. The order of addition is the order of the splits, so the result does not depend on
     who was last. The counter is left at zero for the next launch.

@@ -80,6 +80,7 @@ class Clients:
         self._children: dict[int, list[int]] = {}
         self._accepted = set(accepted.tolist()) if len(accepted) < len(table) else None
         self._roots = self._plan_turns(table)
+        self._next_ns = int(table.arrival_ns[0])
 
     def _plan_turns(self, table: RequestTable) -> list[int]:
         parents = None if table.parent is None else table.parent.tolist()
@@ -102,11 +103,17 @@ class Clients:
     def _send_roots(self) -> simpy.events.ProcessGenerator:
         times = self.requests.table.arrival_ns[self._roots].tolist()
         for i, time_ns in zip(self._roots, times, strict=True):
+            self._next_ns = time_ns
             if time_ns > self.horizon_ns:
                 return
             if time_ns > self.env.now:
                 yield self._at(time_ns)
             self._due(i)
+        self._next_ns = FOREVER
+
+    def next_ns(self) -> int:
+        """Time of the next arrival of an open loop, FOREVER after the last."""
+        return self._next_ns
 
     def _at(self, time_ns: int) -> simpy.Event:
         event = self.env.event()

@@ -153,6 +153,7 @@ def build(
 ) -> list[Replica]:
     """The replicas with their ranks and lanes; arrivals come from `feeds` or from `clients`."""
     replicas: list[Replica] = []
+    next_arrival = clients.next_ns if clients is not None and setup.table.is_open_loop else None
     num_lanes = num_ranks = 0
     for number, kind in enumerate(_each(setup)):
         ranks = []
@@ -181,6 +182,7 @@ def build(
                 coalesce=setup.coalesce,
                 horizon_ns=setup.horizon_ns,
                 feed=feed,
+                next_arrival=next_arrival,
             )
         )
     return replicas

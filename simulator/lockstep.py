@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.batch import FOREVER
-from simulator.costs.compiled import TICK_BITS, CompiledCost, StageCost
+from simulator.costs.compiled import TICK_BITS, CompiledCost
 from simulator.lane import Lane
 from simulator.schedulers import Scheduler
 
@@ -44,7 +45,7 @@ class Lockstep:
         self.end_ns = 0  # of the one in flight
         self.sealed = False  # whoever arrives, the plan stays
         self.fixed: list[int] = []  # [stage kind] ticks, attention excepted
-        self.forms: list[list[Form]] = []  # [rank][stage kind] attention
+        self.forms: list[list[Form]] = [[] for _ in lanes]  # [rank][stage kind] attention
         self.send_ns: list[int] = []  # [stage] hand-over to the next
 
     def plan(self, now_ns: int, stages: list[int], keep: bool, is_alone: bool) -> int:
@@ -54,23 +55,23 @@ class Lockstep:
         for how many iterations the whole holds (0 = no work).
         """
         least, sealed, arrivals_wait = FOREVER, True, self.scheduler.arrivals_wait
-        first = not self.forms
         for number, lane in enumerate(self.lanes):
-            if first:
-                self.forms.append([])
             if not keep or lane.needs_plan(is_alone):
-                lane.rank.catch_up()
-                lane.rank.now_ns = now_ns
-                lane.rank.starved.discard(lane.key)
+                rank = lane.rank
+                rank.catch_up()
+                rank.now_ns = now_ns
+                if rank.starved:
+                    rank.starved.discard(lane.key)
                 lane.planned(self.scheduler.plan(lane), arrivals_wait)
                 self.forms[number] = [lane.attention_form(self.cost.stages[i]) for i in stages]
-            if lane.has_work:
-                least = min(least, lane.claim)
+            if lane.claim < least and lane.has_work:
+                least = lane.claim
             sealed = sealed and lane.sealed and lane.granted
         self.claim = 0 if least == FOREVER else least
         self.sealed = sealed
         if self.claim:
-            self.fixed = [self._fixed_ticks(self.cost.stages[i], i) for i in stages]
+            load = self._load()
+            self.fixed = [self._fixed_ticks(i, *load) for i in stages]
         return self.claim
 
     def share_pages(self, num_lanes: int) -> None:
@@ -86,24 +87,27 @@ class Lockstep:
             return self.fixed[kind] + forms[0][kind][0]
         return self.fixed[kind] + max(form[kind][0] for form in forms)
 
-    def _fixed_ticks(self, stage: StageCost, index: int) -> int:
-        """Price on one stage, attention excepted: the fullest rank decides."""
-        cost = self.cost
-        most = total = rows = seqs = 0
+    def _load(self) -> tuple[int, int, int, int]:
+        """Of the coming iteration: most tokens, all tokens, most sequences and most samples."""
+        most = total = seqs = rows = 0
         for lane in self.lanes:
-            decodes = lane.num_decoding
-            tokens = decodes + lane.chunk_tokens
+            sampled = num = lane.num_decoding
+            tokens = num + lane.chunk_tokens
+            if lane.chunks:
+                num, sampled = num + len(lane.chunks), lane.sampled
             total += tokens
             if tokens > most:
                 most = tokens
-            if lane.chunks:
-                decodes, sampled = decodes + len(lane.chunks), lane.sampled
-            else:
-                sampled = decodes
-            if decodes > seqs:
-                seqs = decodes
+            if num > seqs:
+                seqs = num
             if sampled > rows:
                 rows = sampled
+        return most, total, seqs, rows
+
+    def _fixed_ticks(self, index: int, most: int, total: int, seqs: int, rows: int) -> int:
+        """Price on one stage, attention excepted: the fullest rank decides."""
+        cost = self.cost
+        stage = cost.stages[index]
         ticks = stage.linear[most]
         if stage.expert:
             ticks += stage.expert[-(-total // stage.expert_stride)]
@@ -210,18 +214,36 @@ class Pipeline:
         if len(self._kind_of) == 1:
             return at_ns + (batch.ticks(0) >> TICK_BITS)
         prices = [batch.ticks(kind) >> TICK_BITS for kind in range(len(self._kinds))]
-        free, sends = self._free_ns, batch.send_ns
-        for stage, kind in enumerate(self._kind_of):
-            if free[stage] > at_ns:
-                at_ns = free[stage]
-            free[stage] = at_ns = at_ns + prices[kind]
-            at_ns += sends[stage]
+        return self._pass(prices, batch.send_ns, at_ns)
+
+    def _pass(self, prices: list[int], sends_ns: list[int], at_ns: int) -> int:
+        free, stage = self._free_ns, 0
+        for kind in self._kind_of:
+            free_ns = free[stage]
+            free[stage] = at_ns = (free_ns if free_ns > at_ns else at_ns) + prices[kind]
+            at_ns += sends_ns[stage]
+            stage += 1
         return at_ns
 
-    def dispatch_again(self, batch: Lockstep) -> None:
-        """The same batch, one token of context later, as soon as its iteration has ended."""
-        batch.grow(1)
-        at_ns = batch.end_ns
-        batch.ended.append(at_ns)
-        batch.claim -= 1
-        batch.end_ns = self.dispatch(batch, at_ns)
+    def run_ahead(self, in_flight: deque[Lockstep], limit_ns: int) -> None:
+        """Each batch again as soon as its iteration has ended, a token of context later.
+
+        Until the one to go next has no claim left, or its time has come to the limit.
+        """
+        while True:
+            batch = in_flight[0]
+            at_ns = batch.end_ns
+            if batch.claim <= 1 or at_ns >= limit_ns:
+                return
+            batch.ended.append(at_ns)
+            batch.claim -= 1
+            if len(batch.forms) == 1:
+                prices = []
+                for form, fixed in zip(batch.forms[0], batch.fixed, strict=True):
+                    form[0] += form[1]
+                    prices.append((form[0] + fixed) >> TICK_BITS)
+                batch.end_ns = self._pass(prices, batch.send_ns, at_ns)
+            else:
+                batch.grow(1)
+                batch.end_ns = self.dispatch(batch, at_ns)
+            in_flight.rotate(-1)

@@ -61,6 +61,7 @@ class Replica:
         coalesce: bool = True,
         horizon_ns: int = FOREVER,
         feed: Feed | None = None,
+        next_arrival: Callable[[], int] | None = None,
     ) -> None:
         self.env = env
         self.ranks = ranks
@@ -73,7 +74,8 @@ class Replica:
         self.pipeline = Pipeline(batches[0].cost)
         # One batch runs as one event; several are run ahead together, if arrivals are known.
         self._runs = coalesce and self._is_alone
-        self._runs_ahead = coalesce and not self._is_alone and feed is not None
+        self._next_arrival = next_arrival if feed is None else feed.next_ns
+        self._runs_ahead = coalesce and not self._is_alone and self._next_arrival is not None
         self._keeps_plans = self._runs or self._runs_ahead
         self.process = env.process(self.run())
 
@@ -93,7 +95,7 @@ class Replica:
             try:
                 yield env.event() if wake_ns == FOREVER else env.timeout(wake_ns - now)
             except simpy.Interrupt:
-                continue
+                wake_ns = int(env.now)
             if self._runs_ahead:
                 self._settle(wake_ns + 1)
             if in_flight and wake_ns == in_flight[0].end_ns:
@@ -103,7 +105,7 @@ class Replica:
         if not self.in_flight:
             return next_ns
         if self._runs_ahead:
-            self._run_ahead(next_ns)
+            self._run_ahead()
         end_ns = self.in_flight[0].end_ns
         return min(end_ns, next_ns) if self.idle else end_ns
 
@@ -116,6 +118,10 @@ class Replica:
         return next_ns
 
     def _dispatch_idle(self, now_ns: int) -> None:
+        if self._is_alone:
+            if self.idle:
+                self._dispatch(self.idle[0], now_ns)
+            return
         evictions = -1
         while self.idle and evictions != (evictions := sum(r.num_evictions for r in self.ranks)):
             for batch in list(self.idle):  # again where an eviction has freed pages for another
@@ -155,7 +161,7 @@ class Replica:
         batch.ended = ends
         return True
 
-    def _run_ahead(self, next_ns: int) -> None:
+    def _run_ahead(self) -> None:
         """Pass the batches in flight through the stages again and again, as one event.
 
         Ends when a claim ends (somebody finishes), when an arrival is due, or at the horizon. The
@@ -167,20 +173,20 @@ class Replica:
             batch.share_pages(len(self.batches))
         if any(rank.starved or (rank.waiting and not rank.blocked) for rank in self.ranks):
             return
-        if not self.idle and all(rank.waiting and not rank.by_priority for rank in self.ranks):
-            next_ns = FOREVER  # whoever comes waits behind somebody who cannot be admitted
-        limit_ns = min(next_ns, self.horizon_ns + 1)
-        again = self.pipeline.dispatch_again
-        while (batch := in_flight[0]).claim > 1 and batch.end_ns < limit_ns:
-            again(batch)
-            in_flight.rotate(-1)
+        limit_ns = self.horizon_ns + 1
+        if self.idle or any(rank.by_priority or not rank.waiting for rank in self.ranks):
+            assert self._next_arrival is not None
+            limit_ns = min(limit_ns, self._next_arrival())
+        # else whoever comes waits behind somebody who cannot be admitted
+        self.pipeline.run_ahead(in_flight, limit_ns)
 
     # --- arrivals that are known only when they happen --------------------------------------------
 
     def settle(self, now_ns: int) -> None:
         """Book the iterations that ended before now, so that a router sees the ranks' caches."""
-        for batch in self.in_flight:
-            batch.grow(bisect_left(batch.ended, now_ns))
+        if not self._runs_ahead:
+            for batch in self.in_flight:
+                batch.grow(bisect_left(batch.ended, now_ns))
         self._settle(now_ns)
         for rank in self.ranks:
             rank.catch_up()
@@ -193,5 +199,9 @@ class Replica:
         """A request has just been given to one of the ranks: wake up if that changes anything."""
         if not self.process.is_alive:
             return
-        if self.idle or (not self.in_flight[0].sealed and self.in_flight[0].cut(now_ns)):
+        if self.idle or (self._runs and self._cut_run(now_ns)):
             self.process.interrupt()
+
+    def _cut_run(self, now_ns: int) -> bool:
+        batch = self.in_flight[0]
+        return not batch.sealed and batch.cut(now_ns)

@@ -280,3 +280,5 @@ class EngineSettings:
     max_model_len: int = 0  # 0 = the model's own context
     num_blocks: int = 0  # 0 = computed from memory
     host_overhead: Mapping[str, float] = field(default_factory=dict)  # overrides of the profile
+    calibration: str = ""  # folder of fitted curves; "" = embedded ones, "roofline" = none
+    extrapolate: bool = False  # use the folder's curves far beyond what was measured

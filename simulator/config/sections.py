@@ -82,6 +82,16 @@ class EngineSection(Section):
     host_overhead: dict[str, Any] | None = Field(
         default=None, description="overrides of the host-time profile of an iteration"
     )
+    calibration: str | None = Field(
+        default=None,
+        description="folder of fitted kernel times; default: the embedded ones; "
+        "roofline = datasheet peaks and shares of them alone",
+        examples=["calibration/h200"],
+    )
+    extrapolate: bool | None = Field(
+        default=None,
+        description="use the folder's times more than twice beyond what was measured",
+    )
 
 
 class SloSection(Section):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from simulator.costs.attention_fit import fit_decode, fit_prefill
 from simulator.costs.ops import Machine
 from simulator.spec import KV_FORMATS
 from simulator.work import AttentionWork, Tokens
@@ -25,7 +28,30 @@ class AttentionTime:
 
 
 def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) -> AttentionTime:
-    """Affine coefficients of decode and prefill attention.
+    """Affine coefficients of decode and prefill attention, measured where there are tables."""
+    formula = _formula(work, num_decode, machine)
+    if machine.tables is None or work.mla:
+        return formula
+    decode, prefill = fit_decode(work, machine.tables), fit_prefill(work, machine.tables)
+    if decode is not None:
+        formula = replace(
+            formula,
+            decode_base_s=np.interp(num_decode, decode.seqs, decode.base_s),
+            decode_per_token_s=decode.per_token_s,
+        )
+    if prefill is not None:
+        softcap = machine.efficiency.softcap if work.softcap else 1.0
+        formula = replace(
+            formula,
+            prefill_base_s=prefill.base_s,
+            prefill_per_token_s=prefill.per_token_s,
+            prefill_per_pair_s=prefill.per_pair_s * softcap,
+        )
+    return formula
+
+
+def _formula(work: AttentionWork, num_decode: Tokens, machine: Machine) -> AttentionTime:
+    """Affine coefficients from the shares of peak.
 
     Decode: t0 + c * B * tiles / SMs + tau * B + bytes / (e BW) * (1 + P0 / P), with
     P = tiles * KV tokens / 128. As bytes are proportional to P, P0 is a constant: the time of

@@ -18,7 +18,7 @@ from simulator.costs.forms import FORMS
 from simulator.spec import GpuSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Curve:
     """Seconds of one op in one format on one GPU."""
 
@@ -44,16 +44,6 @@ class Curve:
         for name, (low, high) in self.ranges.items():
             inside[name] = np.clip(points[name], low, high)
         return np.stack(FORMS[self.op].features(inside, self.gpu), axis=1)
-
-    def outside(self, points: Points) -> str:
-        """The first input outside its measured range, in words; "" = none."""
-        for name, (low, high) in self.ranges.items():
-            values = points[name]
-            if values.min() < low or values.max() > high:
-                worst = values.max() if values.max() > high else values.min()
-                what = f"{self.op} {self.label}".strip()
-                return f"{what}: {name} {worst:g} is outside the measured {low:g} to {high:g}"
-        return ""
 
     def to_json(self) -> dict[str, object]:
         """Six digits of every parameter."""

@@ -78,7 +78,7 @@ def explain(
         total_s=total,
         num_tokens=batch.num_tokens,
         padded_tokens=padded,
-        notes=(f"efficiencies: {layout.machine.efficiency.source}",),
+        notes=(f"costs: {layout.machine.source}",),
     )
 
 

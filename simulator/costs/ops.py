@@ -20,8 +20,13 @@ from simulator.costs.efficiency import (
     host_profile,
     weight_only,
 )
+from simulator.costs.fitted import tables_of
+from simulator.costs.tables import CostTables
 from simulator.spec import WEIGHT_FORMATS, EngineSettings, GpuSpec, NodeGroup
 from simulator.work import Collective, Elementwise, ExpertGemm, Gemm, Op, Tokens
+
+
+AROUND_EXPERTS = 5  # kernels before, between and after the two GEMMs: sort, activation, sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +37,12 @@ class Machine:
     gpus_per_node: int
     efficiency: Efficiency
     host: HostProfile
+    tables: CostTables | None = None  # measured; they come before the shares of peak
+
+    @property
+    def source(self) -> str:
+        """Which cost tables price this machine, in one line."""
+        return self.tables.source if self.tables else self.efficiency.source
 
 
 def machine_of(group: NodeGroup, settings: EngineSettings) -> Machine:
@@ -41,6 +52,7 @@ def machine_of(group: NodeGroup, settings: EngineSettings) -> Machine:
         gpus_per_node=group.gpus_per_node,
         efficiency=efficiency_of(group.gpu),
         host=host_profile(settings),
+        tables=tables_of(group.gpu, settings),
     )
 
 
@@ -55,6 +67,11 @@ class Bounds:
 
 def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     """Seconds of one op at each number of tokens >= 1."""
+    measured = _measured(op, tokens, machine)
+    if measured is not None:
+        bounds = op_bounds(op, tokens, machine)
+        least = np.maximum(np.maximum(bounds.compute_s, bounds.memory_s), bounds.network_s)
+        return np.maximum(measured, least)
     if isinstance(op, Collective):
         return collective_time(op, tokens, machine.gpu).time_s
     fixed = fixed_s(op, machine)
@@ -69,6 +86,53 @@ def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     larger, smaller = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
     ratio = smaller / np.maximum(larger, 1e-300)
     return fixed + larger * np.power(1.0 + np.power(ratio, norm), 1.0 / norm)
+
+
+def _measured(op: Op, tokens: Tokens, machine: Machine) -> Tokens | None:
+    """Seconds from the cost tables; None where they have nothing on this op."""
+    tables = machine.tables
+    if tables is None:
+        return None
+    if isinstance(op, Elementwise):
+        # Attention was measured with the write of its keys and values.
+        is_inside = op.name == "kv_write" and tables.curve("decode_attention") is not None
+        return 0.0 * tokens if is_inside else None
+    if isinstance(op, Collective):
+        if op.kind != "all_reduce" or not 1 < op.num_gpus <= op.local_gpus:
+            return None
+        return tables.all_reduce_s(op.bytes_per_token * tokens, op.num_gpus)
+    if isinstance(op, ExpertGemm):
+        return _measured_experts(op, tokens, tables, machine)
+    if op.batch != 1:
+        return None
+    return tables.gemm_s(op.format, tokens, op.out_size, op.in_size)
+
+
+def _measured_experts(
+    op: ExpertGemm, tokens: Tokens, tables: CostTables, machine: Machine
+) -> Tokens | None:
+    """A layer's experts were measured whole, sort to sum; this GEMM's share of that by its FLOPs.
+
+    The busiest GPU has the time of a balanced one with as many rows. The passes around the two
+    GEMMs are ops of their own and are taken off. Experts are taken to be gated.
+    """
+    is_up = op.name.endswith("up")
+    hidden, ffn = (op.in_size, op.out_size // 2) if is_up else (op.out_size, op.in_size)
+    shape = {
+        "hidden_size": hidden,
+        "ffn_size": ffn,
+        "num_experts": op.num_experts,
+        "local_experts": op.local_experts,
+        "experts_per_token": op.experts_per_token,
+        "is_gated": 1,
+    }
+    share = op.experts_per_token * op.local_experts / op.num_experts  # rows a token, on average
+    gpu = machine.gpu
+    rate = machine.efficiency.elementwise_memory * gpu.memory_bytes_per_s
+    moved = 6.0 * ffn * share + 2.0 * hidden * (share + 1.0) + 16.0 * op.experts_per_token
+    around = (AROUND_EXPERTS * gpu.launch_s, moved / rate)
+    both = tables.moe_s(op.format, op.rows(tokens) / share, shape, around)
+    return None if both is None else both * (2.0 / 3.0 if is_up else 1.0 / 3.0)
 
 
 def op_bounds(op: Op, tokens: Tokens, machine: Machine) -> Bounds:

@@ -42,8 +42,10 @@ def poisoned(monkeypatch):
     def poison(tensor):
         if tensor.dtype.is_floating_point:
             one_byte = tensor.element_size() == 1  # NaN of e4m3, which fill_ does not know on CPU
-            return tensor.view(torch.uint8).fill_(0x7F).view(tensor.dtype) if one_byte else (
-                tensor.fill_(float("nan"))
+            return (
+                tensor.view(torch.uint8).fill_(0x7F).view(tensor.dtype)
+                if one_byte
+                else (tensor.fill_(float("nan")))
             )
         return tensor.fill_(torch.iinfo(tensor.dtype).max if tensor.dtype != torch.bool else True)
 

@@ -192,7 +192,7 @@ def test_8_bit_kv_is_no_slower_and_less_than_twice_as_fast_on_hopper() -> None:
         compile_cost(m, ONE, node_group(), SMALL).stages[0].attention[0].decode_per_token[8]
         for m in (model, model.with_formats(kv_format="fp8"))
     ]
-    assert 0.9 < slopes[1] / slopes[0] < 1.0
+    assert 0.5 < slopes[1] / slopes[0] < 1.0
 
 
 def test_gpus_without_fp8_run_weight_only_kernels() -> None:

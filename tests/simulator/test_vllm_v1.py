@@ -198,6 +198,24 @@ def test_vllm_0_33_recomputation_covers_prompt_and_generated_tokens_in_chunks() 
     ]
 
 
+def test_vllm_0_33_a_prompt_that_outgrows_the_pages_preempts_itself_and_waits_a_step() -> None:
+    """8 blocks: request 0 holds 4, request 1 needs 6; its first 34 tokens would fit again at once.
+
+    As vLLM without reservation does: it starts over again and again until request 0 ends.
+    """
+    table = requests((0, 30, 6), (0, 60, 1))
+    planned = plans(table, budget=35, pages=8, reserve_full_prompt=False)
+    assert [(plan.tokens, plan.preempted) for plan in planned] == [
+        ({0: 30, 1: 5}, []),
+        ({0: 1, 1: 34}, []),
+        ({0: 1}, [1]),
+        ({0: 1, 1: 34}, []),
+        ({0: 1}, [1]),
+        ({0: 1, 1: 34}, []),
+        ({1: 26}, []),
+    ]
+
+
 def test_vllm_0_33_preempts_as_many_of_the_youngest_as_the_older_need() -> None:
     """4 requests of one block each in a pool of 4, all due for a second one at 11 tokens."""
     planned = plans(requests(*[(0, 9, 4)] * 4), pages=4)
@@ -230,6 +248,61 @@ def test_vllm_0_33_priority_policy_preempts_the_largest_value_however_old() -> N
         ({0: 31}, []),
         ({0: 1}, []),
     ]
+
+
+def test_vllm_0_33_priority_policy_preempts_the_youngest_of_equal_priority() -> None:
+    table = requests(*[(0, 29, 4)] * 3, priority=np.array([1, 1, 0]))
+    planned = plans(table, pages=9, policy="priority")
+    assert [plan.preempted for plan in planned][:4] == [[], [], [1], []]
+
+
+def test_vllm_0_33_nobody_is_admitted_in_a_step_that_preempts() -> None:
+    """Request 2 is more urgent than the victim and needs one of the 2 blocks left."""
+    table = requests((0, 29, 4), (0, 29, 4), (1, 5, 1), priority=np.array([0, 2, 1]))
+    planned = plans(table, pages=6, policy="priority")
+    assert [(plan.tokens, plan.preempted) for plan in planned][:4] == [
+        ({0: 29, 1: 29}, []),
+        ({0: 1, 1: 1}, []),
+        ({0: 1}, [1]),
+        ({0: 1, 2: 5}, []),
+    ]
+
+
+def test_vllm_0_33_a_prompt_preempts_a_decode_that_was_given_a_page_for_this_step() -> None:
+    """6 blocks: in step 3 request 0 is given its second, and the prompt needs both and one more."""
+    table = requests((0, 9, 5), (1, 60, 1), priority=np.array([1, 0]))
+    planned = plans(table, budget=30, pages=6, policy="priority", reserve_full_prompt=False)
+    assert [(plan.tokens, plan.preempted) for plan in planned][:5] == [
+        ({0: 9}, []),
+        ({0: 1, 1: 29}, []),
+        ({1: 29}, [0]),
+        ({1: 2}, []),
+        ({0: 11}, []),
+    ]
+
+
+def test_vllm_0_33_a_chunk_given_in_this_step_is_taken_back_with_its_request() -> None:
+    """8 blocks, chunks of 20: the prompt of request 1 takes those that request 0 has just got."""
+    table = requests((0, 60, 1), (1, 60, 1), priority=np.array([1, 0]))
+    scheduler = VllmV1(
+        policy="priority", long_prefill_token_threshold=20, reserve_full_prompt=False
+    )
+    cost = flat_cost(MS, max_num_tokens=40)
+    limits: dict[str, Any] = {"cost": cost, "num_pages": 8, "block_tokens": 10}
+    planned = plans_of(table, scheduler=scheduler, **limits)
+    assert [(plan.tokens, plan.preempted) for plan in planned] == [
+        ({0: 20}, []),
+        ({0: 20, 1: 20}, []),
+        ({1: 20}, [0]),
+        ({0: 20, 1: 20}, []),
+        ({0: 20}, []),
+        ({0: 20}, []),
+    ]
+    log = run(toy_setup(table, scheduler=scheduler, **limits)).lanes[0].segments
+    assert log["prefill_tokens"].tolist() == [20, 40, 20, 40, 20, 20]
+    first, second, third = (20 * done + 210 for done in (0, 20, 40))
+    pairs = [first, second + first, second, third + first, second, third]
+    assert log["prefill_pairs"].tolist() == pairs
 
 
 def test_vllm_0_33_priorities_are_ignored_by_the_fcfs_policy() -> None:
