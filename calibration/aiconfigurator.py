@@ -23,7 +23,7 @@ from calibration.tables import Tables
 from simulator.catalog import load_gpu
 from simulator.errors import ConfigError, unknown_name
 
-PACKAGE, TESTED_VERSION = "aiconfigurator_core", "0.12.0"
+PACKAGE = "aiconfigurator_core"
 LICENCE = "Apache-2.0 (NVIDIA CORPORATION & AFFILIATES)"
 MS = 1e-3
 SYSTEMS: Mapping[str, str] = {
@@ -76,7 +76,7 @@ def _attention(raw: Table) -> Table:
         num_q_heads=raw["num_heads"],
         num_kv_heads=raw["num_key_value_heads"],
         head_dim=raw["head_dim"],
-        window=raw["window_size"] if "window_size" in raw else 0,
+        window=raw.get("window_size", 0),
     )
 
 
@@ -140,7 +140,7 @@ def import_tables(system: str, engine: str, root: Path | None = None) -> Tables:
         raise unknown_name("system", system, SYSTEMS)
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
-    root, package_version = (root, "as found") if root else _installed()
+    root, package_version = (root, _version_beside(root)) if root else _installed()
     gpu = load_gpu(SYSTEMS[system])
     ops, versions, notes = {}, [], {}
     for op, source in SOURCES.items():
@@ -184,6 +184,12 @@ def _installed() -> tuple[Path, str]:
     return Path(spec.submodule_search_locations[0]) / "systems", version("aiconfigurator-core")
 
 
+def _version_beside(root: Path) -> str:
+    """Version of an unpacked wheel, by its .dist-info folder."""
+    found = sorted(root.parents[1].glob(f"{PACKAGE}-*.dist-info")) if len(root.parents) > 1 else []
+    return found[-1].name.split("-")[1].removesuffix(".dist") if found else "of unknown version"
+
+
 def _newest(folder: Path, file: str) -> Path | None:
     """The table of the highest version that is complete: half the rows of the largest, or more."""
     from pyarrow import parquet
@@ -209,7 +215,8 @@ def _read(path: Path) -> Table:
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(path).to_pandas()  # type: ignore[no-any-return]
+        table: Table = parquet.read_table(path).to_pandas()
+        return table
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise ConfigError(f"{path}: not a parquet table ({error})") from None
 

@@ -67,7 +67,9 @@ def _edges(column: Array, bins: int) -> Array:
     return np.unique(middle.astype(np.float32)).astype(np.float64)
 
 
-def _grow(binned: Ints, rest: Array, splits: NDArray[np.bool_], how: Boosting) -> list[tuple[int, int]]:
+def _grow(
+    binned: Ints, rest: Array, splits: NDArray[np.bool_], how: Boosting
+) -> list[tuple[int, int]]:
     """(feature, bin) of each level: the split of all nodes that explains most squares."""
     rows, num_features = binned.shape
     width = splits.shape[1]

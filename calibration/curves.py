@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from calibration.boost import Boosting
 from calibration.columns import SCHEMAS
 from calibration.evaluate import Errors, errors_of, held_out
 from calibration.fit import PRECISE, fit_tables
-from calibration.tables import Tables
+from calibration.tables import META, Tables
 from simulator.catalog import load_gpu
 from simulator.costs.curve import Curve
 from simulator.costs.fitted import CURVES, FORMAT
@@ -30,6 +32,20 @@ def fit_and_write(
     curves = fit_tables(tables.ops, gpu, how)
     path = write_curves(curves, source_line(tables, errors), errors, folder)
     return path, errors
+
+
+def write_card(tables: Tables, errors: Mapping[str, Any], folder: Path) -> Path:
+    """meta.yaml of curves that travel without their measurements."""
+    card = {
+        **tables.provenance,
+        "note": "Fitted curves only; the measurements are not redistributed here.",
+        "rows": {op: len(table) for op, table in tables.ops.items()},
+        "refused": dict(tables.refused),
+        "held_out": dict(errors),
+    }
+    path = folder / META
+    path.write_text(yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=100))
+    return path
 
 
 def held_out_misses(tables: Tables, how: Boosting = PRECISE) -> dict[str, dict[str, Array]]:

@@ -1,4 +1,4 @@
-"""Held-out error of the fit: on a tenth of the points predict the rest, and twice beyond a range."""
+"""Held-out error: fitted to a tenth of the points, the rest predicted; and twice beyond a range."""
 
 from __future__ import annotations
 

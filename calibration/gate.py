@@ -54,7 +54,7 @@ def _timed_eagerly(fmt: str, floors: pd.Series[float]) -> str:
 def _slower_than_wider(
     op: str, label: str, fmt: str, table: pd.DataFrame, rows: pd.DataFrame
 ) -> str:
-    """Why a narrow format cannot be right: no faster format is half as slow again at large sizes."""
+    """Why a narrow format cannot be right: large sizes take half as long again as in bf16."""
     if label == "launch" or fmt in ("bf16", "mxfp4", "int4_g128", "int8_wo"):
         return ""  # weight-only formats pay for widening
     keys = list(SCHEMAS[op].key[1:])
@@ -68,7 +68,7 @@ def _slower_than_wider(
 
 def _beats_roofline(op: str, rows: pd.DataFrame, gpu: GpuSpec) -> NDArray[np.bool_]:
     """Rows under the least time; tensors that fit in L2 are not held to the memory's."""
-    points = points_of(op, rows, gpu)
+    points = points_of(op, {name: rows[name] for name in rows.columns}, gpu)
     least = FORMS[op].bounds(points, gpu).least_s(WARM * gpu.l2_bytes)
     fast: NDArray[np.bool_] = rows[TIME].to_numpy() < least
     return fast

@@ -57,7 +57,7 @@ def block_sparse_attention_kernel(
     context = tl.load(context_ptr + seq)
     start = context - chunk  # position of the chunk's first token
     tile = start // BLOCK_M + tl.num_programs(0) - 1 - tl.program_id(0)
-    if tile * BLOCK_M >= context:
+    if (tile * BLOCK_M >= context) | (chunk == 0):
         return
 
     query_block = tile * BLOCK_M // B

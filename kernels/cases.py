@@ -71,13 +71,20 @@ class Case:
         """Empty if `run` agrees with the reference on these inputs, else one line."""
         truth = self.reference(*self._fresh(inputs))
         found = run(*self._fresh(inputs))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # a copy to the host may still be under way
         return disagreement(found, truth, self.tolerance)
 
     def _fresh(self, inputs: Inputs) -> Inputs:
         return tuple(
-            x.clone() if i in self.mutates and isinstance(x, torch.Tensor) else x
+            _clone(x) if i in self.mutates and isinstance(x, torch.Tensor) else x
             for i, x in enumerate(inputs)
         )
+
+
+def _clone(x: torch.Tensor) -> torch.Tensor:
+    pinned = x.device.type == "cpu" and torch.cuda.is_available() and x.is_pinned()
+    return x.clone().pin_memory() if pinned else x.clone()
 
 
 def disagreement(found: Output, truth: Output, tolerance: float) -> str:

@@ -96,7 +96,7 @@ def kv_copy_case(*, num_blocks: int, block_bytes: int, to_host: bool) -> Case:
     return Case(
         op="kv_copy_to_host" if to_host else "kv_copy", dtype="fp16", flops=0, tolerance=0.0,
         shape={"num_blocks": num_blocks, "block_bytes": block_bytes}, reference=truth,
-        bytes=(1 if to_host else 2) * num_blocks * block_bytes, make_inputs=make,
+        bytes=(1 if to_host else 2) * num_blocks * block_bytes, make_inputs=make, mutates=(1, 3),
         providers={
             "headway": gathered, "torch": one_by_one, **({"direct": direct} if to_host else {}),
         },

@@ -29,8 +29,8 @@ def attention_of_rows(
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     logits = logits.masked_fill(~visible, float("-inf"))
-    last = torch.full_like(logits[:, :1], float("-inf")) if sink is None else sink.double()
-    logits = torch.cat([logits, last.expand(len(q), 1)], 1)
+    last = logits.new_full((len(q), 1), float("-inf" if sink is None else sink))
+    logits = torch.cat([logits, last], 1)
     weights = torch.softmax(logits, 1).nan_to_num(nan=0.0)[:, :-1]
     return weights @ v
 

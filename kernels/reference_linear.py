@@ -177,5 +177,5 @@ def copy_blocks_reference(
 ) -> torch.Tensor:
     """target with target[to] = source[from] for each row (from, to) of pairs [P, 2]."""
     out = target.clone()
-    out[pairs[:, 1]] = source[pairs[:, 0]].to(out.device)
+    out[pairs[:, 1].to(out.device)] = source[pairs[:, 0]].to(out.device)
     return out

@@ -53,6 +53,13 @@ def explain(experiment: str | None, **values: Any) -> None:
     run(experiment, values)
 
 
+def calibrate(action: str, target: str, **values: Any) -> None:
+    """Cost tables from measured kernels: import a database, fit or report a folder."""
+    from simulator.commands.calibrate import run
+
+    run(action, target, values)
+
+
 def models(*, json: bool) -> None:
     """List the bundled models."""
     from simulator.commands.catalogue import models
@@ -105,17 +112,34 @@ EXPERIMENT = inspect.Parameter(
 )
 
 
+def _argument(name: str, metavar: str, help_text: str) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[str, typer.Argument(metavar=metavar, help=help_text)],
+    )
+
+
+CALIBRATION = (
+    _argument("action", "import|fit|report", "What to do."),
+    _argument("target", "aiconfigurator|FOLDER", "Database to import, or folder of tables."),
+)
+
+
 def _add(
-    command: Callable[..., int | None], options: Sequence[Flag], *examples: str, file: bool = True
+    command: Callable[..., int | None],
+    options: Sequence[Flag],
+    *examples: str,
+    arguments: Sequence[inspect.Parameter] = (EXPERIMENT,),
 ) -> None:
-    """Register a command with the options of its table."""
+    """Register a command with its arguments and the options of its table."""
 
     def guarded(**values: Any) -> None:
         raise typer.Exit(exit_code(lambda: command(**values)))
 
     parameters = [_option(flag) for flag in options]
     guarded.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [EXPERIMENT, *parameters] if file else parameters
+        [*arguments, *parameters]
     )
     app.command(
         name=command.__name__,
@@ -143,9 +167,17 @@ _add(
     "headway explain --model llama-3.1-70b --cluster 8xH100-SXM --tp 8 --prefill 2048 "
     "--decode 64@1024",
 )
-_add(models, (flags.JSON,), "headway models --json", file=False)
-_add(hardware, (flags.JSON,), "headway hardware --json", file=False)
-_add(schema, (), "headway schema > experiment.schema.json", file=False)
+_add(
+    calibrate,
+    flags.CALIBRATE,
+    "headway calibrate import aiconfigurator --system h200_sxm --engine vllm --out h200 --json",
+    "headway calibrate fit h200",
+    "headway calibrate report h200",
+    arguments=CALIBRATION,
+)
+_add(models, (flags.JSON,), "headway models --json", arguments=())
+_add(hardware, (flags.JSON,), "headway hardware --json", arguments=())
+_add(schema, (), "headway schema > experiment.schema.json", arguments=())
 
 
 def exit_code(command: Callable[[], int | None]) -> int:

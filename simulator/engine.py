@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import simpy
 
 from simulator.allocators import KVAllocator, PagedAllocator, PrefixCachingAllocator, PrefixIndex
@@ -18,7 +17,14 @@ from simulator.lane import Lane
 from simulator.lockstep import Lockstep
 from simulator.placement import check_cluster, replicas_that_fit
 from simulator.rank import Rank
-from simulator.recorder import SEGMENT_COLUMNS, LaneLog, LaneResult, Recorder, Result
+from simulator.recorder import (
+    SEGMENT_COLUMNS,
+    LaneLog,
+    LaneResult,
+    Recorder,
+    Result,
+    as_ints,
+)
 from simulator.replica import Feed, Replica
 from simulator.request import RequestTable
 from simulator.routers import Router
@@ -217,12 +223,12 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
     for _, _, lane in lanes:
         lane.rank.catch_up()
         lane.check_drained()
-    spans = np.array(recorder.spans, dtype=np.int64).reshape(-1, 4)
+    spans = as_ints(recorder.spans).reshape(-1, 4)
     names = ("span_request", "span_lane", "span_first", "span_last")
     return Result(
         table=setup.table,
         lanes=tuple(_lane_result(*entry) for entry in lanes),
-        spans=dict(zip(names, np.ascontiguousarray(spans.T), strict=True)),
+        spans=dict(zip(names, spans.T, strict=True)),
         num_blocks=tuple(rank.allocator.num_pages for r in replicas for rank in r.ranks),
         block_tokens=setup.kinds[0].layout.block_tokens,
         end_ns=max((lane.log.end_ns[-1] for _, _, lane in lanes if lane.log.end_ns), default=0),
@@ -233,12 +239,12 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
 
 def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:
     log = lane.log
-    columns = np.array(log.segments, dtype=np.int64).reshape(-1, len(SEGMENT_COLUMNS)).T
+    columns = as_ints(log.segments).reshape(-1, len(SEGMENT_COLUMNS)).T
     return LaneResult(
         replica=replica,
         rank=lane.rank.index,
         lane=position,
-        end_ns=np.array(log.end_ns, dtype=np.int64),
-        segment_start_ns=np.array(log.start_ns, dtype=np.int64),
-        segments=dict(zip(SEGMENT_COLUMNS, np.ascontiguousarray(columns), strict=True)),
+        end_ns=as_ints(log.end_ns),
+        segment_start_ns=as_ints(log.start_ns),
+        segments=dict(zip(SEGMENT_COLUMNS, columns, strict=True)),
     )

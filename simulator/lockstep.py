@@ -217,12 +217,11 @@ class Pipeline:
         return self._pass(prices, batch.send_ns, at_ns)
 
     def _pass(self, prices: list[int], sends_ns: list[int], at_ns: int) -> int:
-        free, stage = self._free_ns, 0
-        for kind in self._kind_of:
+        free = self._free_ns
+        for stage, kind in enumerate(self._kind_of):
             free_ns = free[stage]
             free[stage] = at_ns = (free_ns if free_ns > at_ns else at_ns) + prices[kind]
             at_ns += sends_ns[stage]
-            stage += 1
         return at_ns
 
     def run_ahead(self, in_flight: deque[Lockstep], limit_ns: int) -> None:

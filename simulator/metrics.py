@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.costs.efficiency import efficiency_of
+from simulator.costs.fitted import source_of
 from simulator.energy import energy_j, price_per_hour
 from simulator.experiment import Experiment
 from simulator.frames import iteration_frame, request_frame, timeseries
@@ -250,7 +250,7 @@ def _hardware(run: Run) -> dict[str, object]:
         "gpu": ", ".join(sorted({gpu.name for gpu in gpus})),
         "num_gpus": num_gpus,
         "plan": str(experiment.plan),
-        "cost_tables": "; ".join(sorted({efficiency_of(gpu).source for gpu in gpus})),
+        "cost_tables": "; ".join(sorted({source_of(gpu, experiment.settings) for gpu in gpus})),
         "total_tokens_per_s_per_gpu": _ratio(total, per_gpu_s),
         "output_tokens_per_s_per_gpu": _ratio(run.output_tokens, per_gpu_s),
         **mfu_mbu(experiment, work, seconds),

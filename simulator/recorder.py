@@ -32,6 +32,11 @@ SEGMENT_COLUMNS = (
 )
 
 
+def as_ints(column: array[int]) -> Ints:
+    """The column as numpy sees it, without a copy: a million requests log gigabytes."""
+    return np.frombuffer(column, dtype=np.int64)
+
+
 class LaneLog:
     """Iteration columns of one lane (one of pp batches in flight of one attention rank)."""
 
@@ -135,4 +140,4 @@ class Recorder:
     def columns(self) -> dict[str, Ints]:
         """Per-request columns of a `Result`."""
         names = [name for name in self.__slots__ if name not in ("spans", "num_finished")]
-        return {name: np.array(getattr(self, name), dtype=np.int64) for name in names}
+        return {name: as_ints(getattr(self, name)) for name in names}

@@ -94,6 +94,18 @@ ENGINE = _panel(
         help="As vLLM's --enforce-eager.",
     ),
     Flag(
+        name="--calibration",
+        key="engine.calibration",
+        metavar="FOLDER",
+        help="Kernel times fitted by `headway calibrate`; roofline = none at all.",
+    ),
+    Flag(
+        name="--extrapolate",
+        key="engine.extrapolate",
+        kind=bool,
+        help="Use them far beyond what was measured.",
+    ),
+    Flag(
         name="--set",
         many=True,
         metavar="KEY=VALUE",
@@ -252,6 +264,15 @@ BATCH = _panel(
     ),
 )
 
+CALIBRATE = _panel(
+    "Calibration",
+    Flag(name="--system", help="import: h200_sxm, h100_sxm, a100_sxm, b200_sxm, l40s, …"),
+    Flag(name="--engine", help="import: vllm, trtllm or sglang."),
+    Flag(name="--out", metavar="FOLDER", help="Where tables and curves are written."),
+    Flag(name="--source", metavar="FOLDER", help="import: systems folder, if not installed."),
+    Flag(name="--compact", kind=bool, help="fit: fewer trees, a file small enough to ship."),
+    JSON,
+)
 SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *WORKLOAD, *RUN, *COALESCE, JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN, JSON)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)

@@ -45,7 +45,7 @@ class PrefillFit:
 
 
 def head_points(work: AttentionWork, size: int) -> dict[str, Array]:
-    """The inputs of attention that do not vary with the batch; windows are counted by the engine."""
+    """Inputs of attention that do not vary with the batch; the engine counts windows itself."""
     kv_format = KV_FORMATS[work.kv_format]
     head_dim = work.decode_flops_per_token / (4.0 * work.num_q_heads)
     values = {
@@ -109,9 +109,7 @@ def fit_prefill(work: AttentionWork, tables: CostTables) -> PrefillFit | None:
     base, per_token, per_pair = least + _non_negative(
         columns / measured[:, None], 1.0 - columns @ least / measured
     )
-    return PrefillFit(
-        base_s=float(base), per_token_s=float(per_token), per_pair_s=float(per_pair)
-    )
+    return PrefillFit(base_s=float(base), per_token_s=float(per_token), per_pair_s=float(per_pair))
 
 
 def _non_negative(columns: Array, target: Array) -> Array:

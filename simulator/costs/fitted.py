@@ -14,6 +14,7 @@ from typing import Any
 
 from simulator.catalog import CONFIGS
 from simulator.costs.curve import curve_of
+from simulator.costs.efficiency import efficiency_of
 from simulator.costs.tables import CostTables
 from simulator.errors import ConfigError
 from simulator.spec import EngineSettings, GpuSpec
@@ -45,6 +46,12 @@ def tables_of(gpu: GpuSpec, settings: EngineSettings) -> CostTables | None:
             f"{path}: does not exist; `headway calibrate fit {path.parent}` writes it"
         ) from None
     return _tables(path, changed, _Peaks(gpu), extrapolate)
+
+
+def source_of(gpu: GpuSpec, settings: EngineSettings) -> str:
+    """Which cost tables price a GPU, in one line."""
+    tables = tables_of(gpu, settings)
+    return tables.source if tables else efficiency_of(gpu).source
 
 
 class _Peaks:

@@ -25,7 +25,6 @@ from simulator.costs.tables import CostTables
 from simulator.spec import WEIGHT_FORMATS, EngineSettings, GpuSpec, NodeGroup
 from simulator.work import Collective, Elementwise, ExpertGemm, Gemm, Op, Tokens
 
-
 AROUND_EXPERTS = 5  # kernels before, between and after the two GEMMs: sort, activation, sum
 
 

@@ -15,7 +15,7 @@ from kernels.compile import LIMITS, TARGETS, AotJob, AotReport, compile_all
 @pytest.fixture(scope="module")
 def reports():
     """Reports of every job of every chip."""
-    return compile_all([job for target in TARGETS for job in aot_jobs(target)])
+    return compile_all([job for target in TARGETS for job in aot_jobs(target, LINEAR)])
 
 
 @pytest.mark.parametrize("module", LINEAR)
@@ -29,14 +29,14 @@ def test_every_configuration_fits_its_chip(reports, target, module):
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"sm_{t}")
 def test_jobs_are_named_apart(target):
-    names = [(job.kernel, job.config) for job in aot_jobs(target)]
+    names = [(job.kernel, job.config) for job in aot_jobs(target, LINEAR)]
     assert len(names) == len(set(names))
 
 
 def test_fp8_jobs_start_at_sm_90():
-    types = [t for job in aot_jobs(80) for t in job.signature.values()]
+    types = [t for job in aot_jobs(80, LINEAR) for t in job.signature.values()]
     assert not any("fp8" in t for t in types)
-    assert any("fp8" in t for job in aot_jobs(90) for t in job.signature.values())
+    assert any("fp8" in t for job in aot_jobs(90, LINEAR) for t in job.signature.values())
 
 
 def test_a_report_says_what_is_wrong_in_one_line():

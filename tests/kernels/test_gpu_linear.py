@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from kernels.cases import disagreement  # noqa: E402
-from kernels.catalogue import benchmark_cases  # noqa: E402
+from kernels.catalogue import LINEAR, benchmark_cases  # noqa: E402
 from kernels.configs import capability, chips, configurations  # noqa: E402
 from kernels.gemm import gemm  # noqa: E402
 from kernels.gemm_fp8 import gemm_fp8, gemm_fp8_block, gemm_fp8_case  # noqa: E402
@@ -19,7 +19,7 @@ from kernels.reference_linear import gemm_reference  # noqa: E402
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("case", benchmark_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", benchmark_cases(LINEAR), ids=lambda case: case.name)
 def test_case_agrees_with_its_reference(device, generator, case):
     if capability(device) < case.capability:
         pytest.skip(f"needs sm_{case.capability}")

@@ -7,7 +7,8 @@ pytest.importorskip("triton")
 
 from kernels.attention_tiles import choose_num_splits  # noqa: E402
 from kernels.cases import disagreement  # noqa: E402
-from kernels.paged_attention import benchmark_cases, paged_attention  # noqa: E402
+from kernels.decode_cases import benchmark_cases  # noqa: E402
+from kernels.paged_attention import paged_attention  # noqa: E402
 from kernels.reference_attention import paged_attention_reference  # noqa: E402
 from tests.kernels.attention_support import (  # noqa: E402
     TOLERANCE,

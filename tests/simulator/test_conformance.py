@@ -1,104 +1,26 @@
-"""Laws every registered policy obeys, over set-ups drawn for each combination of policies."""
+"""Every registered policy runs the same however it is run, over drawn set-ups."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import cache
-from types import FrameType
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from simulator import cluster
 from simulator.allocators import ALLOCATORS
-from simulator.engine import Setup, run
-from simulator.recorder import COMPLETED, REJECTED, UNFINISHED, LaneResult, Result
-from simulator.request import RequestTable, Sequence
-from simulator.routers import ROUTERS
-from simulator.schedulers import SCHEDULERS, VllmV1
-from tests.simulator.draws import COMBINATIONS, Draw, draw
-from tests.simulator.toys import toy_setup, toy_table
-from tests.simulator.watch import (
-    Audited,
-    Planned,
-    Watched,
-    difference,
-    is_cut,
-    iterations,
-    run_with,
-    token_ns,
-)
+from simulator.engine import run
+from simulator.recorder import REJECTED, UNFINISHED
+from simulator.request import RequestTable
+from simulator.routers import ROUTERS, JoinShortestQueue
+from simulator.schedulers import SCHEDULERS
+from tests.simulator.draws import COMBINATIONS, draw
+from tests.simulator.outcomes import BOOKED, Dynamic, Outcome, every_combination, outcome, outcomes
+from tests.simulator.toys import toy_setup
+from tests.simulator.watch import difference, flat_cost, is_cut, run_with
 
-NUM_DRAWS = 24  # of each combination of policies
-# Logged when a segment is booked rather than when it is planned, so grouping shows in them.
-BOOKED = ("used_blocks", "waiting")
-every_combination = pytest.mark.parametrize("policies", COMBINATIONS, ids="-".join)
 STATIC = [policies for policies in COMBINATIONS if ROUTERS[policies[1]].is_static]
 CHOSEN = [policies for policies in COMBINATIONS if policies[2] in ("paged", "prefix_caching")]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One drawn set-up, run in one go and one audited iteration at a time."""
-
-    draw: Draw
-    result: Result  # coalesced
-    stepped: Result
-    audits: list[Audited]
-    broken: list[str]  # rules of a plan that some plan broke
-
-    @property
-    def setup(self) -> Setup:
-        return self.draw.setup
-
-    @property
-    def table(self) -> RequestTable:
-        return self.draw.table
-
-
-@cache
-def outcomes(policies: tuple[str, str, str]) -> list[Outcome]:
-    return [outcome(draw(*policies, number)) for number in range(NUM_DRAWS)]
-
-
-def outcome(drawn: Draw) -> Outcome:
-    broken: list[str] = []
-
-    def note(plan: Planned, lane: Any) -> None:
-        broken.extend(broken_rules(plan, lane))
-
-    setup = drawn.setup
-    watched = replace(setup, coalesce=False, scheduler=Watched(setup.scheduler, note))
-    audits: list[Audited] = []
-    stepped = run_with(watched, drawn.allocator, audits)
-    return Outcome(drawn, run_with(setup, drawn.allocator), stepped, audits, broken)
-
-
-def broken_rules(plan: Planned, lane: Any) -> list[str]:
-    """Rules of the token budget and the sequence slots that a plan breaks."""
-    broken = []
-    if sum(plan.tokens.values()) > lane.max_num_tokens:
-        broken.append(f"{sum(plan.tokens.values())} tokens of {lane.max_num_tokens}")
-    if plan.num_running > lane.max_num_seqs:
-        broken.append(f"{plan.num_running} running of {lane.max_num_seqs}")
-    if min(plan.tokens.values(), default=1) < 1:
-        broken.append("an empty chunk")
-    return broken
-
-
-class Dynamic:
-    """A static router whose requests are routed at their arrival all the same."""
-
-    is_static = False
-
-    def __init__(self, router: Any) -> None:
-        self.router = router
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.router, name)
 
 
 # --- equality of the ways to run ----------------------------------------------------------------
@@ -108,6 +30,69 @@ class Dynamic:
 def test_coalesced_run_equals_one_iteration_at_a_time(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
         assert difference(each.result, each.stepped, but=BOOKED) == "", each.draw.name
+
+
+# Draws that have told the two apart while the engine was written; most have several lanes.
+ONCE_DIFFERENT = [
+    ("least_loaded", "paged", 192),
+    ("least_loaded", "paged", 247),
+    ("least_loaded", "prefix_caching", 164),
+    ("least_loaded", "prefix_caching", 251),
+    ("prefix_aware", "paged", 179),
+    ("prefix_aware", "prefix_caching", 264),
+    ("prefix_aware", "prefix_caching", 338),
+]
+
+
+@pytest.mark.parametrize(("router", "allocator", "number"), ONCE_DIFFERENT)
+def test_draws_that_once_differed_are_equal(router: str, allocator: str, number: int) -> None:
+    each = outcome(draw("vllm_v1", router, allocator, number))
+    assert difference(each.result, each.stepped, but=BOOKED) == ""
+
+
+@pytest.mark.xfail(reason="two replicas' answers at one instant are followed in order of dispatch")
+def test_answers_of_one_instant_are_followed_in_the_same_order_however_run() -> None:
+    """Requests 2 and 3 end at 22 ms on different replicas; their next turns, 4 and 5, both come
+    a nanosecond later, and take the two idle ranks in the order they are sent in."""
+    turns = RequestTable(
+        arrival_ns=np.zeros(6, dtype=np.int64),
+        prompt_tokens=np.ones(6, dtype=np.int64),
+        output_tokens=np.array([20, 13, 22, 8, 1, 1]),
+        parent=np.array([-1, -1, -1, 1, 2, 3]),
+    )
+    setup = toy_setup(
+        turns,
+        num_replicas=2,
+        num_ranks=2,
+        cost=flat_cost(1_000_000, num_ranks=2),
+        router=JoinShortestQueue(),
+    )
+    assert difference(run(setup), run(replace(setup, coalesce=False)), but=BOOKED) == ""
+
+
+@pytest.mark.xfail(reason="`waiting` is logged when a segment is booked, not when it is planned")
+def test_waiting_is_logged_as_it_was_when_the_iteration_was_planned() -> None:
+    """Request 1 comes at 5.5 ms: nobody waited when the iteration that ends at 6 was planned."""
+    table = RequestTable(
+        arrival_ns=np.array([0, 5_500_000]),
+        prompt_tokens=np.array([10, 10]),
+        output_tokens=np.array([20, 1]),
+    )
+    setup = toy_setup(table, cost=flat_cost(1_000_000), coalesce=False)
+    dynamic = replace(setup, router=Dynamic(setup.router))
+    assert [run(each).lanes[0].segments["waiting"].sum() for each in (setup, dynamic)] == [0, 0]
+
+
+@pytest.mark.xfail(reason="`used_blocks` of several lanes is logged when a segment is booked")
+def test_used_blocks_are_logged_as_they_were_when_the_iteration_was_planned() -> None:
+    table = RequestTable(
+        arrival_ns=np.zeros(2, dtype=np.int64),
+        prompt_tokens=np.array([10, 10]),
+        output_tokens=np.array([100, 60]),
+    )
+    cost = flat_cost(0, stage_ns=(1_000_000, 1_000_000), max_num_tokens=10)
+    setup = toy_setup(table, num_lanes=2, cost=cost)
+    assert difference(run(setup), run(replace(setup, coalesce=False)), but=("waiting",)) == ""
 
 
 @every_combination
@@ -137,237 +122,6 @@ def test_dealing_arrivals_before_the_run_changes_nothing(policies: tuple[str, st
             # The horizon ends a client; what is dealt out beforehand is dealt out whole.
             but = (*BOOKED, "sent_ns") if is_cut(setup) else BOOKED
             assert difference(each.result, dynamic, but=but) == "", (each.draw.name, coalesce)
-
-
-# --- conservation -------------------------------------------------------------------------------
-
-
-@every_combination
-def test_every_request_is_completed_rejected_or_cut(policies: tuple[str, str, str]) -> None:
-    for each in outcomes(policies):
-        status = each.result.status
-        assert np.isin(status, (COMPLETED, REJECTED, UNFINISHED)).all(), each.draw.name
-        if not is_cut(each.setup):
-            assert not (status == UNFINISHED).any(), each.draw.name
-        finished = each.result.finish_ns >= 0
-        assert np.array_equal(finished, status == COMPLETED), each.draw.name
-        assert (each.result.finish_ns <= each.setup.horizon_ns).all(), each.draw.name
-
-
-@every_combination
-def test_rejected_are_exactly_the_requests_that_can_never_fit(
-    policies: tuple[str, str, str],
-) -> None:
-    for each in outcomes(policies):
-        kind = each.setup.kinds[0]
-        longest = each.setup.scheduler.longest_context(kind.cost.max_num_tokens)
-        most = min(kind.max_kv_tokens, longest) + 1  # the last token needs no KV
-        total = each.table.prompt_tokens + each.table.output_tokens
-        misfits = total > min(most, each.setup.max_model_len or most)
-        assert np.array_equal(each.result.status == REJECTED, misfits), each.draw.name
-        assert (each.result.target[misfits] == -1).all(), each.draw.name
-
-
-@every_combination
-def test_token_spans_hold_every_output_token_once(policies: tuple[str, str, str]) -> None:
-    for each in outcomes(policies):
-        result = each.result
-        times = token_ns(result)
-        given = np.array([len(tokens) for tokens in times])
-        done = result.completed
-        assert np.array_equal(given[done], each.table.output_tokens[done]), each.draw.name
-        assert (given <= each.table.output_tokens).all(), each.draw.name
-        for i in np.flatnonzero(done).tolist():
-            assert (np.diff(times[i]) > 0).all(), (each.draw.name, i)
-            assert times[i][0] == result.first_token_ns[i], (each.draw.name, i)
-            assert times[i][-1] == result.finish_ns[i], (each.draw.name, i)
-
-
-@every_combination
-def test_iterations_compute_each_token_once_and_preempted_ones_again(
-    policies: tuple[str, str, str],
-) -> None:
-    for each in outcomes(policies):
-        if is_cut(each.setup):
-            continue
-        result, done = each.result, each.result.completed
-        logs = [iterations(lane) for lane in result.lanes]
-        sampled = sum(int(log["sampled"].sum()) for log in logs)
-        assert sampled == each.table.output_tokens[done].sum(), each.draw.name
-        prefilled = sum(int(log["prefill_tokens"].sum()) for log in logs)
-        missing = int((each.table.prompt_tokens - result.cached_tokens)[done].sum())
-        if result.preemptions.any():
-            assert prefilled >= missing, each.draw.name
-        else:
-            assert prefilled == missing, each.draw.name
-
-
-@every_combination
-def test_pages_are_conserved(policies: tuple[str, str, str]) -> None:
-    """`Audited` checks taken + free == total at every gift and return; here, the end."""
-    for each in outcomes(policies):
-        assert len(each.audits) == len(each.result.num_blocks)
-        for audit, total in zip(each.audits, each.result.num_blocks, strict=True):
-            assert audit.num_pages == total
-            if not is_cut(each.setup):
-                assert (audit.taken, audit.free_pages) == (0, total), each.draw.name
-        for lane in each.result.lanes:
-            used = lane.segments["used_blocks"]
-            assert ((used > 0) & (used <= each.result.num_blocks[lane.rank]))[
-                lane.segments["num_decode"] + lane.segments["num_prefill"] > 0
-            ].all(), each.draw.name
-
-
-# --- causality ----------------------------------------------------------------------------------
-
-
-@every_combination
-def test_causes_come_before_effects(policies: tuple[str, str, str]) -> None:
-    for each in outcomes(policies):
-        result, done = each.result, each.result.completed
-        assert (result.sent_ns >= each.table.arrival_ns)[done].all(), each.draw.name
-        assert (result.scheduled_ns >= result.sent_ns)[done].all(), each.draw.name
-        assert (result.first_token_ns > result.scheduled_ns)[done].all(), each.draw.name
-        assert (result.finish_ns >= result.first_token_ns)[done].all(), each.draw.name
-        assert (result.cached_tokens < each.table.prompt_tokens).all(), each.draw.name
-
-
-@every_combination
-def test_iterations_of_a_lane_follow_one_another(policies: tuple[str, str, str]) -> None:
-    for each in outcomes(policies):
-        for lane in each.result.lanes:
-            assert (np.diff(lane.end_ns) > 0).all(), each.draw.name
-            repeats = lane.segments["iterations"]
-            assert repeats.sum() == len(lane.end_ns), each.draw.name
-            first = np.cumsum(repeats) - repeats
-            assert (lane.segment_start_ns < lane.end_ns[first]).all(), each.draw.name
-            assert (lane.segment_start_ns[1:] >= lane.end_ns[first[1:] - 1]).all(), each.draw.name
-
-
-@every_combination
-def test_clients_wait_for_answers_and_for_their_limit(policies: tuple[str, str, str]) -> None:
-    for each in outcomes(policies):
-        table, result = each.table, each.result
-        answered = np.where(result.status == REJECTED, result.sent_ns, result.finish_ns)
-        sent = result.sent_ns >= 0
-        if table.parent is not None and table.delay_ns is not None:
-            child = np.flatnonzero((table.parent >= 0) & sent)
-            earliest = answered[table.parent[child]] + table.delay_ns[child]
-            assert (answered[table.parent[child]] >= 0).all(), each.draw.name
-            assert (result.sent_ns[child] >= earliest).all(), each.draw.name
-        if table.max_concurrency:
-            starts = result.sent_ns[sent & (result.status != REJECTED)]
-            ends = answered[(answered >= 0) & (result.status != REJECTED)]
-            in_flight = [int((starts <= t).sum() - (ends < t).sum()) for t in starts]
-            assert max(in_flight, default=0) <= table.max_concurrency, each.draw.name
-
-
-# --- work and plans -----------------------------------------------------------------------------
-
-
-@every_combination
-def test_replica_with_work_is_never_idle(policies: tuple[str, str, str]) -> None:
-    for each in outcomes(policies):
-        result = each.result
-        replicas = [
-            [lane for lane in result.lanes if lane.replica == number]
-            for number in sorted({lane.replica for lane in result.lanes})
-        ]
-        for lanes in replicas:
-            mine = np.isin(result.target, [lane.rank for lane in lanes])
-            left = np.where(result.finish_ns < 0, np.iinfo(np.int64).max, result.finish_ns)
-            for begin, end in gaps(lanes):
-                inside = mine & (result.sent_ns < end) & (left > begin)
-                assert not inside.any(), (each.draw.name, begin, end, np.flatnonzero(inside))
-
-
-def gaps(lanes: list[LaneResult]) -> list[tuple[int, int]]:
-    """Times between the first and the last iteration in which no batch was in flight."""
-    busy = []
-    for lane in lanes:
-        last = np.cumsum(lane.segments["iterations"]) - 1
-        busy += list(zip(lane.segment_start_ns.tolist(), lane.end_ns[last].tolist(), strict=True))
-    found, until = [], 0
-    for begin, end in sorted(busy):
-        if begin > until:
-            found.append((until, begin))
-        until = max(until, end)
-    return found
-
-
-@every_combination
-def test_plans_keep_to_the_budget_and_to_the_sequence_slots(
-    policies: tuple[str, str, str],
-) -> None:
-    for each in outcomes(policies):
-        assert each.broken == [], each.draw.name
-        cost = each.setup.kinds[0].cost
-        for lane in each.result.lanes:
-            log = iterations(lane)
-            tokens = log["num_decode"] + log["prefill_tokens"]
-            assert (tokens <= cost.max_num_tokens).all(), each.draw.name
-            assert (log["num_decode"] + log["num_prefill"] <= cost.max_num_seqs).all()
-
-
-def test_vllm_v1_never_skips_a_decode_while_pages_last() -> None:
-    kept, skipped = [], []
-
-    def note(plan: Planned, lane: Any) -> None:
-        if plan.num_decode:
-            (kept if plan.granted else skipped).append(plan)
-
-    for number in range(40):
-        drawn = draw("vllm_v1", "round_robin", "paged", number)
-        scheduler = Watched(drawn.setup.scheduler, note)
-        run(replace(drawn.setup, coalesce=False, scheduler=scheduler))
-    assert len(kept) > 1000
-    assert skipped, "no draw starved a decode"
-    assert all(plan.lacking > 0 for plan in skipped)
-
-
-# --- what a policy may read ---------------------------------------------------------------------
-
-POLICIES = ("simulator.schedulers", "simulator.routers", "simulator.allocators")
-
-
-class Sealed(Sequence):
-    """A sequence whose output length no policy may read."""
-
-    __slots__ = ()
-
-    @property  # type: ignore[override]
-    def output_tokens(self) -> int:
-        frame: FrameType | None = sys._getframe(1)
-        assert frame is not None
-        reader = str(frame.f_globals["__name__"])
-        assert not reader.startswith(POLICIES), f"{reader} reads output_tokens"
-        tokens: int = Sequence.output_tokens.__get__(self)  # type: ignore[attr-defined]
-        return tokens
-
-    @output_tokens.setter
-    def output_tokens(self, value: int) -> None:
-        Sequence.output_tokens.__set__(self, value)  # type: ignore[attr-defined]
-
-
-@every_combination
-def test_no_policy_reads_output_tokens(
-    policies: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster, "Sequence", Sealed)
-    for each in outcomes(policies)[::3]:
-        assert difference(run_with(each.setup, each.draw.allocator), each.result) == ""
-
-
-def test_reading_output_tokens_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "Sequence", Sealed)
-    source = (
-        "def plan(self, lane):\n    return lane.waiting[0].output_tokens if lane.waiting else 0"
-    )
-    space: dict[str, Any] = {"__name__": "simulator.schedulers.cheating"}
-    exec(source, space)
-    cheating = type("Cheating", (VllmV1,), {"plan": space["plan"]})
-    with pytest.raises(AssertionError, match="cheating reads output_tokens"):
-        run(toy_setup(toy_table(0, 3), scheduler=cheating()))
 
 
 # --- what was drawn -----------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""The fit finds what synthetic data was made from, and behaves where there is no data."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from calibration.boost import Boosting, boost
+from calibration.evaluate import errors_of, held_out
+from calibration.fit import fit_curve, fit_parameters
+from simulator.costs.curve import curve_of
+from simulator.costs.forms import FORMS, points_of
+
+from .tables_support import GEMM_TRUTH, H200, gemm_rows, timed
+
+QUICK = Boosting(trees=60, depth=4, rate=0.2)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_known_coefficients_are_recovered(noise: float) -> None:
+    table = timed("gemm", gemm_rows(), GEMM_TRUTH, noise)
+    points = points_of("gemm", {name: table[name] for name in table.columns}, H200)
+    found = fit_parameters("gemm", points, table["time_s"].to_numpy(), H200)
+    for name in ("floor_s", "compute", "memory"):
+        assert found[name] == pytest.approx(GEMM_TRUTH[name], rel=0.06), name
+
+
+def test_a_tenth_of_the_points_predicts_the_rest_of_a_physical_table() -> None:
+    table = timed("gemm", gemm_rows(), GEMM_TRUTH, 0.01)
+    errors = errors_of(held_out("gemm", table, H200, QUICK).values())
+    assert errors.n == len(table) - round(0.1 * len(table))
+    assert errors.mape < 4.0
+    assert abs(errors.bias) < 2.0
+
+
+def test_trees_learn_a_step_the_form_does_not_know() -> None:
+    features = np.stack([np.arange(200.0), np.random.default_rng(0).random(200)], axis=1)
+    target = np.where(features[:, 0] > 120, 0.3, -0.1)
+    trees = boost(features, target, Boosting(trees=80, depth=2, rate=0.3))
+    assert np.abs(trees.predict(features) - target).max() < 0.05
+
+
+def test_a_curve_survives_its_file() -> None:
+    table = timed("gemm", gemm_rows(), GEMM_TRUTH, 0.05)
+    curve = fit_curve("gemm", "bf16", table, H200, QUICK)
+    again = curve_of(json.loads(json.dumps(curve.to_json())), H200)
+    points = points_of("gemm", {name: table[name] for name in table.columns}, H200)
+    assert np.allclose(curve.time_s(points), again.time_s(points), rtol=5e-3)
+
+
+def test_outside_the_grid_a_curve_grows_as_its_form_and_keeps_the_roofline() -> None:
+    table = timed("gemm", gemm_rows(), GEMM_TRUTH, 0.05)
+    curve = fit_curve("gemm", "bf16", table, H200, QUICK)
+    tokens = 8192.0 * 2.0 ** np.arange(0.0, 6.0)
+    points = {
+        "num_tokens": tokens,
+        "out_size": np.full(6, 16384.0),
+        "in_size": np.full(6, 16384.0),
+        "weight_bits": np.full(6, 16.0),
+        "peak_flops": np.full(6, H200.flops_per_s["bf16"]),
+    }
+    times = curve.time_s(points)
+    physical = FORMS["gemm"].time(curve.parameters, points, H200)
+    assert (np.diff(times) > 0).all()
+    assert np.allclose(times / physical, times[0] / physical[0])
+    assert (times >= FORMS["gemm"].bounds(points, H200).least_s(0.0)).all()
+
+
+def test_the_same_table_gives_the_same_curve() -> None:
+    table = timed("gemm", gemm_rows(), GEMM_TRUTH, 0.05)
+    first, second = (fit_curve("gemm", "bf16", table, H200, QUICK).to_json() for _ in range(2))
+    assert first == second
