@@ -192,11 +192,7 @@ def _version_beside(root: Path) -> str:
 
 def _newest(folder: Path, file: str) -> Path | None:
     """The table of the highest version that is complete: half the rows of the largest, or more."""
-    from pyarrow import parquet
-
-    found = {
-        path: parquet.read_metadata(path).num_rows for path in folder.glob(f"*/{file}_perf.parquet")
-    }
+    found = {path: _num_rows(path) for path in folder.glob(f"*/{file}_perf.parquet")}
     complete = [path for path, rows in found.items() if 2 * rows >= max(found.values())]
     return max(complete, key=lambda path: _version_key(path.parent.name), default=None)
 
@@ -211,13 +207,20 @@ def _version_key(version: str) -> tuple[int, ...]:
 
 
 def _read(path: Path) -> Table:
-    import pyarrow
-    from pyarrow import parquet
+    from pyarrow import ArrowInvalid, parquet
 
     try:
-        table: Table = parquet.read_table(path).to_pandas()
-        return table
-    except (OSError, pyarrow.ArrowInvalid) as error:
+        return pd.DataFrame(parquet.read_table(path).to_pandas())
+    except (OSError, ArrowInvalid) as error:
+        raise ConfigError(f"{path}: not a parquet table ({error})") from None
+
+
+def _num_rows(path: Path) -> int:
+    from pyarrow import ArrowInvalid, parquet
+
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except (OSError, ArrowInvalid) as error:
         raise ConfigError(f"{path}: not a parquet table ({error})") from None
 
 

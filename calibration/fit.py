@@ -6,6 +6,7 @@ Both are fitted to logarithms of time, so that an error of 5 % counts alike at 5
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ RADIAL = ("all_reduce",)  # tables of a few dozen points on two axes
 OUTLIER = 3.0  # a miss of 1/3 in log counts half, a miss of 3 hardly more than one of 1
 PRIOR = 0.05  # a parameter e times its start weighs as much as one point 5 % off
 FORM_ROWS = 6000  # rows are plenty for seven parameters
+DEEPER = {"decode_attention": 1}  # splits over KV switch with several inputs at once
 MOST_ROWS = 24_000  # trees learn little from more
 RADIAL_WIDTH, RADIAL_RIDGE = 1.5, 0.05
 
@@ -62,6 +64,7 @@ def fit_curve(
         ranges=ranges,
     )
     features, missed = bare.features(points), np.log(times / physical)
+    how = replace(how, depth=how.depth + DEEPER.get(op, 0))
     residual = fit_radial(features, missed) if op in RADIAL else boost(features, missed, how)
     return Curve(
         op=op, label=label, gpu=gpu, parameters=parameters, residual=residual, ranges=ranges

@@ -148,10 +148,11 @@ class Lane:
         owner = self.rank.lanes[seq.lane]
         if owner.in_flight:
             return False
-        owner._evict(seq)
+        owner.evict(seq)
         return True
 
-    def _evict(self, seq: Sequence) -> None:
+    def evict(self, seq: Sequence) -> None:
+        """Send a running sequence back to the head of `waiting`, to be recomputed."""
         del self.rank.running[seq]
         self.rank.blocked = False
         self.rank.num_evictions += 1

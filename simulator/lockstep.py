@@ -54,7 +54,8 @@ class Lockstep:
         `keep`: leave a rank's plan as it is where the scheduler could decide nothing new. Returns
         for how many iterations the whole holds (0 = no work).
         """
-        least, sealed, arrivals_wait = FOREVER, True, self.scheduler.arrivals_wait
+        least, sealed = FOREVER, True
+        scheduler, all_stages = self.scheduler, self.cost.stages
         for number, lane in enumerate(self.lanes):
             if not keep or lane.needs_plan(is_alone):
                 rank = lane.rank
@@ -62,8 +63,8 @@ class Lockstep:
                 rank.now_ns = now_ns
                 if rank.starved:
                     rank.starved.discard(lane.key)
-                lane.planned(self.scheduler.plan(lane), arrivals_wait)
-                self.forms[number] = [lane.attention_form(self.cost.stages[i]) for i in stages]
+                lane.planned(scheduler.plan(lane), scheduler.arrivals_wait)
+                self.forms[number] = [lane.attention_form(all_stages[i]) for i in stages]
             if lane.claim < least and lane.has_work:
                 least = lane.claim
             sealed = sealed and lane.sealed and lane.granted

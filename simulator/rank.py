@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from simulator.allocators import KVAllocator
 from simulator.batch import PageLayout
@@ -17,8 +17,15 @@ from simulator.recorder import Recorder
 from simulator.request import Sequence
 from simulator.schedulers.view import WaitingQueue
 
-if TYPE_CHECKING:
-    from simulator.lane import Lane
+
+class LaneBooks(Protocol):
+    """What a rank knows of its lanes."""
+
+    behind: int  # iterations that have ended but are not yet booked
+    in_flight: bool
+
+    def catch_up(self) -> None: ...
+    def evict(self, seq: Sequence) -> None: ...
 
 
 class PriorityQueue:
@@ -82,7 +89,7 @@ class Rank:
         self.blocked = False  # nobody can be admitted before somebody finishes or is evicted
         self.now_ns = 0  # of the plan being made
         self.running: dict[Sequence, None] = {}  # in admission order, over all lanes
-        self.lanes: dict[int, Lane] = {}  # by key
+        self.lanes: dict[int, LaneBooks] = {}  # by key
         self.starved: set[int] = set()  # lanes that wait for pages of a batch in flight
         self.num_evictions = 0
         self.outstanding_tokens = 0

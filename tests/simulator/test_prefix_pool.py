@@ -67,9 +67,11 @@ class Blocks:
 class Both:
     """One stream of requests through the reference and through `PrefixCachingAllocator`.
 
-    The allocator is used as a lane uses it. Its two simplifications are kept out of the stream: a
-    block that two requests compute at the same time is stored once (so a request whose text
-    somebody is computing waits for that), and an id is cached as one extent (so an id is a block).
+    The allocator is used as a lane uses it. Its simplifications are kept out of the stream: a block
+    that two requests compute at the same time is stored once (so a request whose text somebody is
+    computing waits for that), an id is cached as one extent (so an id is a block here), and the
+    last block of a prompt that is hit whole is shared, where vLLM computes a second copy (so no
+    prompt is whole blocks).
     """
 
     def __init__(self, texts: list[tuple[int, int]]) -> None:

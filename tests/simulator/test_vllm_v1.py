@@ -132,8 +132,8 @@ def test_vllm_0_33_reserve_full_prompt_admits_only_where_the_whole_prompt_has_pa
 def test_vllm_0_33_preempts_the_youngest_for_recomputation_and_admits_nobody_then() -> None:
     """6 blocks: both decodes need a fourth block at 31 tokens, so request 1 gives way.
 
-    Request 2 could be admitted in that iteration (3 blocks are free), but not in a step that
-    preempted; request 1 resumes at the head of the queue with its prompt and its two tokens.
+    It waits at the head of the queue for 4 free blocks, then recomputes its prompt and two tokens;
+    request 2, which came last, waits behind it.
     """
     table = requests((0, 29, 5), (0, 29, 5), (2, 5, 1))
     planned = plans(table, pages=6)
@@ -363,7 +363,7 @@ def test_vllm_0_33_a_hit_makes_blocks_recently_used() -> None:
 
 def test_vllm_0_33_a_preempted_request_finds_its_own_blocks_again() -> None:
     """6 blocks, as in the preemption above: request 1 comes back for 31 tokens, 2 blocks of which
-    are still cached (the third was evicted for request 0)."""
+    are still cached (the third went to request 0)."""
     table = hashed([(0, 29, 4), (0, 29, 4)], [[1, 2, 3], [4, 5, 6]])
     planned = plans(table, pages=6)
     assert [(plan.tokens, plan.preempted) for plan in planned] == [
