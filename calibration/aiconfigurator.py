@@ -233,7 +233,7 @@ def _clean(op: str, table: Table, notes: dict[str, str]) -> Table:
     merged = good.groupby(keys, as_index=False, sort=False)[TIME].median()
     if len(merged) < len(table):
         notes[f"{op} repeats"] = f"{len(table) - len(merged)} rows: merged into their median"
-    return merged[list(schema.columns)]
+    return pd.DataFrame(merged[list(schema.columns)])
 
 
 def _copied_from(op: str, table: Table, path: Path) -> str:

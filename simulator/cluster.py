@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from heapq import heappop, heappush
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import simpy
@@ -39,10 +42,17 @@ class Requests:
         return Sequence(i, self.prompt_tokens[i], self.output_tokens[i], priority)
 
 
-def deal(requests: Requests, accepted: Ints, recorder: Recorder, ranks_of: list[int]) -> list[Feed]:
+def deal(
+    requests: Requests,
+    accepted: Ints,
+    recorder: Recorder,
+    ranks_of: list[int],
+    horizon_ns: int,
+) -> list[Feed]:
     """Feeds of the replicas, round-robin over all their ranks (`ranks_of` each replica)."""
     times = requests.table.arrival_ns
-    recorder.sent_ns = array("q", times.tobytes())
+    sent_ns = np.where(times <= horizon_ns, times, -1)
+    recorder.sent_ns = array("q", sent_ns.tobytes())
     number = np.arange(len(accepted)) % sum(ranks_of)
     feeds, first = [], 0
     for num_ranks in ranks_of:
@@ -76,6 +86,7 @@ class Clients:
         table = requests.table
         self._limit = table.max_concurrency or len(table)
         self._in_flight = self._num_sent = 0
+        self._due: list[tuple[int, int]] = []  # heap: time, request
         self._queue: deque[int] = deque()  # due, but held back by the concurrency limit
         self._children: dict[int, list[int]] = {}
         self._accepted = set(accepted.tolist()) if len(accepted) < len(table) else None
@@ -102,13 +113,15 @@ class Clients:
 
     def _send_roots(self) -> simpy.events.ProcessGenerator:
         times = self.requests.table.arrival_ns[self._roots].tolist()
-        for i, time_ns in zip(self._roots, times, strict=True):
+        for time_ns, roots in groupby(zip(times, self._roots, strict=True), key=itemgetter(0)):
             self._next_ns = time_ns
             if time_ns > self.horizon_ns:
                 return
+            for root in roots:
+                heappush(self._due, root)
             if time_ns > self.env.now:
                 yield self._at(time_ns)
-            self._due(i)
+            self._send_due()
         self._next_ns = FOREVER
 
     def next_ns(self) -> int:
@@ -122,15 +135,19 @@ class Clients:
         return event
 
     def _later(self, i: int, time_ns: int) -> None:
+        heappush(self._due, (time_ns, i))
         callbacks = self._at(time_ns).callbacks
         assert callbacks is not None
-        callbacks.append(lambda _: self._due(i))
+        callbacks.append(lambda _: self._send_due())
 
-    def _due(self, i: int) -> None:
-        if self._in_flight >= self._limit:
-            self._queue.append(i)
-        else:
-            self._send(i)
+    def _send_due(self) -> None:
+        """Send what is due, in the order of requests: an instant's events have no order."""
+        while self._due and self._due[0][0] <= self.env.now:
+            i = heappop(self._due)[1]
+            if self._in_flight >= self._limit:
+                self._queue.append(i)
+            else:
+                self._send(i)
 
     def _send(self, i: int) -> None:
         now_ns = int(self.env.now)

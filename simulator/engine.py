@@ -132,7 +132,13 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
     accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len)
     clients = feeds = None
     if setup.router.is_static and table.is_open_loop:
-        feeds = deal(requests, accepted, recorder, [kind.num_ranks for kind in _each(setup)])
+        feeds = deal(
+            requests,
+            accepted,
+            recorder,
+            [kind.num_ranks for kind in _each(setup)],
+            setup.horizon_ns,
+        )
     else:
         clients = Clients(env, requests, accepted, setup.router, recorder, setup.horizon_ns)
     replicas = build(setup, env, recorder, feeds, clients)

@@ -34,12 +34,14 @@ class Lane:
         "log",
         "max_num_seqs",
         "max_num_tokens",
+        "num_waiting",
         "paused",
         "prefilling",
         "rank",
         "sealed",
         "since_ns",
         "taken",
+        "used_pages",
         "waiting",
     )
 
@@ -60,6 +62,7 @@ class Lane:
         self.log = log
         self.claim = 0  # further iterations that stay as planned
         self.behind = 0  # of those, ended but not yet booked
+        self.used_pages = self.num_waiting = 0  # of the rank, when that was planned
         self.since_ns = 0  # dispatch of the first of them
         self.sealed = False  # somebody waits who cannot be admitted, nor can a newcomer
         self.in_flight = False  # dispatched, not yet ended
@@ -213,8 +216,14 @@ class Lane:
         else:
             self.claim = self._repeats(claim) if claim > 1 else 1
         self.sealed = arrivals_wait and len(self.waiting) > 0
+        self._look()
         if len(self.rank.running) >= self.max_num_seqs:
             self.rank.blocked = True
+
+    def _look(self) -> None:
+        """Note what the log says of the moment an iteration is planned."""
+        self.used_pages = self.allocator.num_pages - self.allocator.free_pages
+        self.num_waiting = len(self.waiting)
 
     def share_pages(self, num_lanes: int) -> None:
         """Keep the claim within this lane's share of the rank's free pages."""
@@ -283,6 +292,7 @@ class Lane:
         self._book(self.log.end_ns[-1])
         if self.in_flight and self.decodes.num_seqs and self.decode():
             raise InvariantViolation(f"lane {self.key}: no pages for the iteration in flight")
+        self._look()
 
     def _book(self, end_ns: int) -> None:
         num_iterations, self.behind = self.behind, 0
@@ -337,8 +347,8 @@ class Lane:
                 self.chunk_tokens,
                 self.chunk_pairs,
                 self.sampled if self.chunks else num_decode,
-                self.allocator.num_pages - self.allocator.free_pages,
-                len(self.waiting),
+                self.used_pages,
+                self.num_waiting,
             )
         )
 

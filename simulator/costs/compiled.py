@@ -58,7 +58,6 @@ class CompiledCost:
     stages: tuple[StageCost, ...]
     logits: list[int]  # [rows] LM head and sampling on the last stage; rows = tokens sampled
     host: list[int]  # [num_seqs in the iteration] host time the GPU waits for, once per iteration
-    padded_tokens: list[int]  # [num_tokens] CUDA-graph size an iteration of so many runs at
     windows: tuple[int, ...]  # distinct attention windows, 0 first where present
     max_num_tokens: int
     max_num_seqs: int

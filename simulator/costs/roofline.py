@@ -189,7 +189,6 @@ def compile_cost(
         stages=_stage_costs(layout, tokens, linear, expert, attention),
         logits=_ticks(ops_time(layout.logits, num_seqs, machine)),
         host=_ticks(host_time(num_seqs, machine)),
-        padded_tokens=padded.tolist(),
         windows=layout.windows,
         max_num_tokens=settings.max_num_batched_tokens,
         max_num_seqs=settings.max_num_seqs,

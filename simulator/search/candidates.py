@@ -128,12 +128,15 @@ def _shapes(spec: SearchSpec, model: ModelSpec, cluster: ClusterSpec) -> Iterato
     num_gpus = max(group.num_gpus for group in cluster.groups)
     sizes = sorted({size for group in cluster.groups for size in _divisors(group.num_gpus)})
     is_moe = any(layer.ffn.num_experts for layer in model.layer_kinds)
+    pps = spec.pp or sizes
+    attention_dps = spec.attention_dp or (sizes if is_moe else (1,))
     triples = [
         (tp * pp * attention_dp, pp, attention_dp, tp)
         for tp in spec.tp or sizes
-        for pp in spec.pp or sizes
-        for attention_dp in spec.attention_dp or (sizes if is_moe else (1,))
-        if tp * pp * attention_dp <= num_gpus or spec.tp or spec.pp or spec.attention_dp
+        for pp in pps
+        for attention_dp in attention_dps
+        # A stated degree that is too big by itself is listed once, with that reason.
+        if tp * pp * attention_dp <= num_gpus or (pp, attention_dp) == (pps[0], attention_dps[0])
     ]
     for _, pp, attention_dp, tp in sorted(set(triples)):
         width = tp * attention_dp

@@ -105,7 +105,7 @@ def regimes() -> dict[str, Experiment]:
         "low load": experiment(synthetic(6_000, 2, 512, 256)),
         "heavy chat": experiment(synthetic(20_000, 20, 512, 256)),
         "long decode": experiment(synthetic(2_000, 1, 256, 4096)),
-        "block-starved": experiment(synthetic(10_000, 20, 512, 256), num_blocks=6_000),
+        "block-starved": experiment(synthetic(10_000, 20, 512, 256), num_blocks=2_500),
         "8 replicas": experiment(synthetic(20_000, 24, 512, 256), dp=8),
         "overload": experiment(synthetic(40_000, 200, 512, 128)),
     }

@@ -9,8 +9,7 @@ from kernels.attention_configs import AttentionConfig  # noqa: E402
 from kernels.cases import disagreement  # noqa: E402
 from kernels.paged_attention import paged_attention  # noqa: E402
 from kernels.prefill_attention import prefill_attention  # noqa: E402
-from kernels.prefill_cases import benchmark_cases, sparse_work  # noqa: E402
-from kernels.reference_attention import prefill_attention_reference, sparse_mask  # noqa: E402
+from kernels.reference_attention import prefill_attention_reference  # noqa: E402
 from tests.kernels.attention_support import (  # noqa: E402
     TOLERANCE,
     fill,
@@ -122,22 +121,6 @@ def test_one_kind_of_cache_at_a_time(generator):
     q, cu_seqlens, context = packed([(4, 16)], 1, 64, torch.float16, generator)
     with pytest.raises(ValueError, match="either block_table"):
         prefill_attention(q, cache.k, cache.v, cu_seqlens, context, max_chunk_tokens=4)
-
-
-def test_benchmark_cases_are_named_by_shape_and_count_their_work():
-    cases = benchmark_cases()
-    assert len({case.name for case in cases}) == len(cases)
-    assert all(case.bytes > 0 and case.flops > 0 for case in cases)
-
-
-@pytest.mark.parametrize("row", [[1, 2, 3, 0], [0, 1, 0, 0], [2, 1, 4, 3]], ids=str)
-@pytest.mark.parametrize(("context", "chunk"), [(100, 100), (700, 130), (641, 1)])
-def test_work_of_a_sparse_pattern_is_what_its_mask_shows(row, context, chunk):
-    pairs, keys = sparse_work(row, context, chunk)
-    mask = sparse_mask(row, context, chunk)
-    blocks = mask.any(0).nonzero().flatten() // 64
-    assert pairs == int(mask.sum())
-    assert keys == min(len(blocks.unique()) * 64, context)
 
 
 @pytest.mark.gpu

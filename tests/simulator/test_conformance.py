@@ -50,7 +50,6 @@ def test_draws_that_once_differed_are_equal(router: str, allocator: str, number:
     assert difference(each.result, each.stepped, but=BOOKED) == ""
 
 
-@pytest.mark.xfail(reason="two replicas' answers at one instant are followed in order of dispatch")
 def test_answers_of_one_instant_are_followed_in_the_same_order_however_run() -> None:
     """Requests 2 and 3 end at 22 ms on different replicas; their next turns, 4 and 5, both come
     a nanosecond later, and take the two idle ranks in the order they are sent in."""
@@ -70,7 +69,6 @@ def test_answers_of_one_instant_are_followed_in_the_same_order_however_run() -> 
     assert difference(run(setup), run(replace(setup, coalesce=False)), but=BOOKED) == ""
 
 
-@pytest.mark.xfail(reason="`waiting` is logged when a segment is booked, not when it is planned")
 def test_waiting_is_logged_as_it_was_when_the_iteration_was_planned() -> None:
     """Request 1 comes at 5.5 ms: nobody waited when the iteration that ends at 6 was planned."""
     table = RequestTable(
@@ -83,7 +81,6 @@ def test_waiting_is_logged_as_it_was_when_the_iteration_was_planned() -> None:
     assert [run(each).lanes[0].segments["waiting"].sum() for each in (setup, dynamic)] == [0, 0]
 
 
-@pytest.mark.xfail(reason="`used_blocks` of several lanes is logged when a segment is booked")
 def test_used_blocks_are_logged_as_they_were_when_the_iteration_was_planned() -> None:
     table = RequestTable(
         arrival_ns=np.zeros(2, dtype=np.int64),

@@ -55,7 +55,6 @@ def toy_cost(
         stages=stages,
         logits=[to_ticks(1e-5 * n) for n in range(max_num_seqs + 1)],
         host=[to_ticks(1e-4 + 1e-6 * n) for n in range(max_num_seqs + 1)],
-        padded_tokens=list(range(max_num_tokens + 1)),
         windows=windows,
         max_num_tokens=max_num_tokens,
         max_num_seqs=max_num_seqs,
