@@ -54,7 +54,7 @@ def mla_decode_kernel(
     context = tl.load(context_ptr + seq)
     split_tokens = tl.cdiv(tl.cdiv(context, NUM_SPLITS), BLOCK_N) * BLOCK_N
     lo = split * split_tokens
-    hi = context
+    hi = tl.minimum(lo + split_tokens, context)
     table_ptr += seq * max_blocks
     to_base_2 = softmax_scale * LOG2E
     acc = tl.zeros([BLOCK_H, LATENT], tl.float32)

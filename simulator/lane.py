@@ -216,11 +216,11 @@ class Lane:
         else:
             self.claim = self._repeats(claim) if claim > 1 else 1
         self.sealed = arrivals_wait and len(self.waiting) > 0
-        self._look()
+        self.look()
         if len(self.rank.running) >= self.max_num_seqs:
             self.rank.blocked = True
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Note what the log says of the moment an iteration is planned."""
         self.used_pages = self.allocator.num_pages - self.allocator.free_pages
         self.num_waiting = len(self.waiting)
@@ -292,7 +292,6 @@ class Lane:
         self._book(self.log.end_ns[-1])
         if self.in_flight and self.decodes.num_seqs and self.decode():
             raise InvariantViolation(f"lane {self.key}: no pages for the iteration in flight")
-        self._look()
 
     def _book(self, end_ns: int) -> None:
         num_iterations, self.behind = self.behind, 0

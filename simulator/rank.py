@@ -25,6 +25,7 @@ class LaneBooks(Protocol):
     in_flight: bool
 
     def catch_up(self) -> None: ...
+    def look(self) -> None: ...
     def evict(self, seq: Sequence) -> None: ...
 
 
@@ -108,9 +109,11 @@ class Rank:
 
     def catch_up(self) -> None:
         """Book what the lanes have let run, so that pages and sequences are as they are now."""
-        for lane in self.lanes.values():
-            if lane.behind:
-                lane.catch_up()
+        lagging = [lane for lane in self.lanes.values() if lane.behind]
+        for lane in lagging:
+            lane.catch_up()
+        for lane in lagging:
+            lane.look()
 
     def receive(self, seq: Sequence) -> None:
         self.waiting.append(seq)

@@ -189,7 +189,7 @@ COALESCE = _panel(
         key="coalesce",
         kind=bool,
         sets=False,
-        help="One iteration at a time: same results, slower.",
+        help="One iteration at a time: same request times, slower.",
     ),
 )
 JSON = Flag(name="--json", kind=bool, help="Print one JSON document.")

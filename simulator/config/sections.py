@@ -139,7 +139,7 @@ class ExperimentFile(Section):
         default=None, description="simulated time after which the run is cut", examples=["600 s"]
     )
     coalesce: bool = Field(
-        default=True, description="false = one iteration at a time: same results, slower"
+        default=True, description="false = one iteration at a time: same request times, slower"
     )
     search: dict[str, Any] | None = Field(default=None, description="read by `headway search`")
 

@@ -78,7 +78,8 @@ def experiment(
         model=load_model(model),
         cluster=spec,
         plan=plan,
-        settings=default_settings(spec.groups[0].gpu, **limits),
+        # Prices by formula: a new fit of the embedded cost tables is not a change of the engine.
+        settings=default_settings(spec.groups[0].gpu, calibration="roofline", **limits),
         workload=table,
         **changes,
     )
