@@ -72,6 +72,6 @@ def flash_attention(q, k, v, cu_q, cu_k, max_q, max_k, window):  # type: ignore[
 
 def sdpa_attention(q, k, v, num_seqs, causal):  # type: ignore[no-untyped-def]
     """Dense [num_seqs * tokens, heads, head_dim] through scaled_dot_product_attention."""
-    split = [x.unflatten(0, (num_seqs, -1)).transpose(1, 2) for x in (q, k, v)]
-    out = scaled_dot_product_attention(*split, is_causal=causal, enable_gqa=True)
+    q, k, v = (x.unflatten(0, (num_seqs, -1)).transpose(1, 2) for x in (q, k, v))
+    out = scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
     return out.transpose(1, 2).flatten(0, 1)

@@ -165,6 +165,7 @@ def block_sparse_attention(
         head_dim**-0.5 if softmax_scale is None else softmax_scale, num_kv_heads,
         block_table.shape[1], GROUP=num_q_heads // num_kv_heads, D=head_dim, B=SPARSE_BLOCK,
         BLOCK_M=config.block_m, BLOCK_TOKENS=block_tokens, KV_FORMAT=stored,
-        SCALES=scale_kind(k_scale, v_scale), SOFTCAP=softcap, num_warps=config.num_warps, num_stages=config.num_stages,
+        SCALES=scale_kind(k_scale, v_scale), SOFTCAP=softcap,
+        num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

@@ -6,6 +6,8 @@ verification of drafted tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from kernels.attention_configs import AttentionConfig, table_rows
@@ -38,7 +40,7 @@ def decode_attention_case(
     lens = [long_tokens or kv_tokens, *[kv_tokens] * (num_seqs - 1)]
     uniform = len(set(lens)) == 1
     dense = kv_format == "bf16" and softcap == 0 and num_seqs > 0
-    options = {"window": window, "softcap": softcap}
+    options: dict[str, Any] = {"window": window, "softcap": softcap}
 
     def make(device: torch.device, generator: torch.Generator) -> Inputs:
         table = shuffled_table(lens, block_tokens, generator)
@@ -118,7 +120,7 @@ def mla_decode_case(
 def benchmark_cases() -> list[Case]:
     """The default grid: Llama-3.1-8B's heads from 1 to 256 sequences, then each feature once."""
     sizes = [(1, 1024), (1, 131072), (8, 8192), (32, 2048), (64, 8192), (256, 1024), (256, 4096)]
-    one: dict[str, int] = {"num_seqs": 64, "kv_tokens": 4096}
+    one: dict[str, Any] = {"num_seqs": 64, "kv_tokens": 4096}
     return [
         *(decode_attention_case(num_seqs=s, kv_tokens=n) for s, n in sizes),
         *(decode_attention_case(**one, block_tokens=b) for b in (32, 64, 128)),

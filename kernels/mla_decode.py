@@ -138,6 +138,6 @@ def mla_decode(
         BLOCK_TOKENS=block_tokens, NUM_SPLITS=num_splits,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    if num_splits > 1:
+    if partial is not None and lse is not None:
         launch_reduction(partial, lse, out)
     return out

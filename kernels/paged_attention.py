@@ -183,7 +183,7 @@ def paged_attention(
         SCALES=scale_kind(k_scale, v_scale), SOFTCAP=softcap, WINDOW=window,
         SINKS=sinks is not None, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    if num_splits > 1:
+    if partial is not None and lse is not None:
         launch_reduction(partial, lse, out)
     return out
 

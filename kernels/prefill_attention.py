@@ -153,7 +153,8 @@ def prefill_attention(
     """
     check_contiguous(q=q, k_cache=k_cache, v_cache=v_cache, block_table=block_table, slots=slots,
                      k_scale=k_scale, v_scale=v_scale, out=out)  # fmt: skip
-    if (block_table is None) == (slots is None):
+    table = slots if block_table is None else block_table
+    if table is None or (block_table is not None and slots is not None):
         raise ValueError("give either block_table (paged cache) or slots (contiguous cache)")
     _, num_q_heads, head_dim = q.shape
     block_tokens, num_kv_heads = k_cache.shape[1:3]
@@ -163,7 +164,6 @@ def prefill_attention(
     k_cache, stored = kv_format(k_cache, q)
     v_cache, _ = kv_format(v_cache, q)
     paged = block_table is not None
-    table = block_table if block_table is not None else slots
     rows = max_chunk_tokens * group
     if config is None:
         features = (window > 0) + (softcap > 0) + (stored != "plain") + (not paged)

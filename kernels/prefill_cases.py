@@ -6,6 +6,8 @@ caches.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -44,7 +46,7 @@ def prefill_attention_case(
     paged = block_tokens > 0
     block = block_tokens or max(lens)
     dense = kv_format == "bf16" and softcap == 0
-    options = {"window": window, "softcap": softcap, "max_chunk_tokens": num_tokens}
+    options: dict[str, Any] = {"window": window, "softcap": softcap, "max_chunk_tokens": num_tokens}
 
     def make(device: torch.device, generator: torch.Generator) -> Inputs:
         table = shuffled_table(lens, block, generator)
@@ -72,11 +74,11 @@ def prefill_attention_case(
         return flash_attention(q, k, v, cu_q, cu_k, num_tokens, max(lens), window)
 
     def sdpa(q, *rest):  # type: ignore[no-untyped-def]
-        return sdpa_attention(q, *rest[6:8], num_seqs, True)
+        return sdpa_attention(q, rest[6], rest[7], num_seqs, True)
 
     def cudnn(q, *rest):  # type: ignore[no-untyped-def]
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return sdpa_attention(q, *rest[6:8], num_seqs, True)
+            return sdpa_attention(q, rest[6], rest[7], num_seqs, True)
 
     providers: dict[str, Run] = {"headway": call(prefill_attention)}
     if dense:
@@ -135,7 +137,7 @@ def block_sparse_attention_case(
     work = [sparse_work(row, lens[0], num_tokens) for row in rows]
     pairs = sum(pairs for pairs, _ in work) * num_q_heads // num_kv_heads
     read = sum(keys for _, keys in work)
-    options = {"max_chunk_tokens": num_tokens}
+    options: dict[str, Any] = {"max_chunk_tokens": num_tokens}
     return Case(
         op="block_sparse_attention", dtype="bf16", make_inputs=make, tolerance=TOLERANCE,
         shape={
@@ -156,7 +158,7 @@ def benchmark_cases() -> list[Case]:
     later = [(1, 512, 4096), (1, 512, 32768), (1, 2048, 32768), (4, 256, 8192)]
     sizes = [dict(zip(("num_seqs", "num_tokens", "context_tokens"), x, strict=True))
              for x in whole + later]  # fmt: skip
-    one: dict[str, int] = {"num_seqs": 1, "num_tokens": 2048, "context_tokens": 8192}
+    one: dict[str, Any] = {"num_seqs": 1, "num_tokens": 2048, "context_tokens": 8192}
     return [
         *(prefill_attention_case(**size) for size in sizes),
         prefill_attention_case(**one, block_tokens=0),

@@ -48,16 +48,6 @@ def gather(cache: torch.Tensor, table_row: torch.Tensor, num_tokens: int) -> tor
     return tokens.view(cache.dtype) if raw is not cache else tokens
 
 
-def stored_values(
-    tokens: torch.Tensor, scales: torch.Tensor | None, token_scales: torch.Tensor | None
-) -> torch.Tensor:
-    """Stored KV [tokens, num_kv_heads, head_dim] times its scales, fp32."""
-    values = tokens.float()
-    if token_scales is not None:
-        return values * token_scales[..., None]
-    return values if scales is None else values * scales[:, None]
-
-
 def causal(context: int, num_queries: int, window: int, device: torch.device) -> torch.Tensor:
     """[num_queries, context] bool: the queries are the context's last tokens."""
     key = torch.arange(context, device=device)
@@ -93,15 +83,17 @@ def ragged_attention(
 def _sequence(
     cache: torch.Tensor, scale: torch.Tensor | None, table_row: torch.Tensor, context: int
 ) -> torch.Tensor:
-    per_token = scale is not None and scale.ndim > 1
-    token_scales = gather(scale, table_row, context) if per_token else None
-    return stored_values(gather(cache, table_row, context), scale, token_scales)
+    """One sequence's keys or values times their scales, fp32 [context, num_kv_heads, head_dim]."""
+    tokens = gather(cache, table_row, context)
+    if scale is not None and scale.ndim > 1:
+        return tokens.float() * gather(scale, table_row, context)[..., None]
+    return tokens.float() if scale is None else tokens.float() * scale[:, None]
 
 
-def paged_attention_reference(
+def paged_attention_reference(  # type: ignore[no-untyped-def]
     q, k_cache, v_cache, block_table, context_lens, *, softmax_scale=None, window=0, softcap=0.0,
     sinks=None, k_scale=None, v_scale=None,
-) -> torch.Tensor:  # type: ignore[no-untyped-def]  # fmt: skip
+) -> torch.Tensor:  # fmt: skip
     """`paged_attention.paged_attention`, same arguments."""
     out = torch.zeros_like(q)
     num_queries = q.shape[1]
@@ -127,10 +119,10 @@ def mla_decode_reference(q, cache, block_table, context_lens, *, softmax_scale) 
     return out
 
 
-def prefill_attention_reference(
+def prefill_attention_reference(  # type: ignore[no-untyped-def]
     q, k_cache, v_cache, cu_seqlens, context_lens, *, block_table=None, slots=None,
     softmax_scale=None, window=0, softcap=0.0, k_scale=None, v_scale=None, max_chunk_tokens=0,
-) -> torch.Tensor:  # type: ignore[no-untyped-def]  # fmt: skip
+) -> torch.Tensor:  # fmt: skip
     """`prefill_attention.prefill_attention`, same arguments; a slot is a block of its own."""
     table = slots[:, None] if block_table is None else block_table
     bounds = cu_seqlens.tolist()
@@ -157,10 +149,10 @@ def sparse_mask(pattern_row: list[int], context: int, num_queries: int, block: i
     return visible & chosen
 
 
-def block_sparse_attention_reference(
+def block_sparse_attention_reference(  # type: ignore[no-untyped-def]
     q, k_cache, v_cache, block_table, cu_seqlens, context_lens, pattern, *, softmax_scale=None,
     softcap=0.0, k_scale=None, v_scale=None, max_chunk_tokens=0,
-) -> torch.Tensor:  # type: ignore[no-untyped-def]  # fmt: skip
+) -> torch.Tensor:  # fmt: skip
     """`block_sparse_attention.block_sparse_attention`, same arguments."""
     bounds = cu_seqlens.tolist()
     out = torch.zeros_like(q)

@@ -23,7 +23,7 @@ class PageLayout:
     (window, weight) `weight` pages a block, of at most the window and one block more.
     """
 
-    __slots__ = ("block_tokens", "full", "windows")
+    __slots__ = ("block_tokens", "full", "most", "windows")
 
     def __init__(
         self, block_tokens: int, full: int = 1, windows: tuple[tuple[int, int], ...] = ()
@@ -31,10 +31,13 @@ class PageLayout:
         self.block_tokens = block_tokens
         self.full = full
         self.windows = tuple((-(-w // block_tokens) + 1, weight) for w, weight in windows)
+        self.most = full + sum(weight for _, weight in windows)  # pages a block
 
     def pages(self, num_tokens: int) -> int:
         blocks = -(-num_tokens // self.block_tokens)
         held = blocks * self.full
+        if not self.windows:
+            return held
         for most, weight in self.windows:
             held += min(blocks, most) * weight
         return held
@@ -172,9 +175,10 @@ class DecodeSet:
 
     def iterations_within(self, pages: int, most: int) -> int:
         """Largest n <= `most` iterations that take at most `pages` together."""
-        if self._upper_bound(most) <= pages or self.pages_within(most) <= pages:
-            return most
         size = self.layout.block_tokens
+        bound = self.num_seqs * self.layout.most * (most // size + 1)
+        if bound <= pages or self.pages_within(most) <= pages:
+            return most
         cycle = sum(self._buckets)
         num_iterations = pages // cycle * size
         pages %= cycle
@@ -183,10 +187,6 @@ class DecodeSet:
             if pages < 0:
                 return num_iterations
             num_iterations += 1
-
-    def _upper_bound(self, num_iterations: int) -> int:
-        most = self.layout.full + sum(weight for _, weight in self.layout.windows)
-        return self.num_seqs * most * (num_iterations // self.layout.block_tokens + 1)
 
     def iterations_to_finish(self) -> int:
         """Iterations up to and including the one whose end finishes somebody."""

@@ -244,15 +244,14 @@ class Lane:
         """Attention price on one stage: of the coming iteration, and its growth an iteration."""
         decodes = self.decodes
         num = decodes.num_seqs if self.granted else 0
-        price = growth = 0
-        windows = iter(decodes.windows)
+        price = growth = number = 0
         for cost in stage.attention:
-            if cost.window:
-                total = next(windows)
-                tokens, growing = total.tokens, total.growing
-            else:
-                tokens, growing = decodes.kv_tokens, num
             if num:
+                tokens, growing = decodes.kv_tokens, num
+                if cost.window:
+                    total = decodes.windows[number]
+                    tokens, growing = total.tokens, total.growing
+                    number += 1
                 slope = cost.decode_per_token[num]
                 price += cost.decode_base[num] + slope * tokens
                 growth += slope * growing

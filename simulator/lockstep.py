@@ -59,7 +59,10 @@ class Lockstep:
         for number, lane in enumerate(self.lanes):
             if not keep or lane.needs_plan(is_alone):
                 rank = lane.rank
-                rank.catch_up()
+                if not is_alone:
+                    rank.catch_up()
+                elif lane.behind:
+                    lane.catch_up()
                 rank.now_ns = now_ns
                 if rank.starved:
                     rank.starved.discard(lane.key)
@@ -92,9 +95,9 @@ class Lockstep:
         """Of the coming iteration: most tokens, all tokens, most sequences and most samples."""
         most = total = seqs = rows = 0
         for lane in self.lanes:
-            sampled = num = lane.num_decoding
-            tokens = num + lane.chunk_tokens
+            sampled = num = tokens = lane.num_decoding
             if lane.chunks:
+                tokens += lane.chunk_tokens
                 num, sampled = num + len(lane.chunks), lane.sampled
             total += tokens
             if tokens > most:
@@ -153,8 +156,10 @@ class Lockstep:
 
     def log(self, num_ended: int) -> None:
         """Log the first iterations that have ended; the ranks book them when it matters."""
-        ends = self.ended[:num_ended]
-        del self.ended[:num_ended]
+        if num_ended == len(self.ended):
+            ends, self.ended = self.ended, []
+        else:
+            ends, self.ended = self.ended[:num_ended], self.ended[num_ended:]
         self.end_log.extend(ends)
         for lane in self.lanes:
             lane.ended(num_ended, self.start_ns, ends[-1])

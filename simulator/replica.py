@@ -70,6 +70,7 @@ class Replica:
         self.in_flight: deque[Lockstep] = deque()
         self.feed = feed
         self.horizon_ns = horizon_ns
+        self._last_ns = min(horizon_ns, FOREVER - 1)  # nothing happens later
         self._is_alone = len(batches) == 1
         self.pipeline = Pipeline(batches[0].cost)
         # One batch runs as one event; several are run ahead together, if arrivals are known.
@@ -89,7 +90,7 @@ class Replica:
                 next_ns = self._absorb(feed, int(now))
             self._dispatch_idle(int(now))
             wake_ns = self._next_wake_ns(next_ns)
-            if (in_flight or feed is not None) and wake_ns > min(self.horizon_ns, FOREVER - 1):
+            if (in_flight or feed is not None) and wake_ns > self._last_ns:
                 self._settle(wake_ns)
                 return
             try:
@@ -141,10 +142,10 @@ class Replica:
 
     def _end(self, batch: Lockstep) -> Lockstep:
         """Everything the batch had in flight has ended."""
-        grown = 1 if self._runs_ahead else len(batch.ended) + 1
         batch.ended.append(batch.end_ns)
-        batch.log(len(batch.ended))
-        batch.grow(grown)
+        num_ended = len(batch.ended)
+        batch.log(num_ended)
+        batch.grow(1 if self._runs_ahead else num_ended)
         return batch
 
     def _start_run(self, batch: Lockstep, now_ns: int) -> bool:
