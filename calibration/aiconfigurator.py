@@ -165,11 +165,8 @@ def import_tables(system: str, engine: str, root: Path | None = None) -> Tables:
         "licence": LICENCE,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    return Tables(
-        provenance=provenance,
-        ops={op: table for op, table in ops.items() if len(table)},
-        refused=notes,
-    )
+    kept = {op: table for op, table in ops.items() if len(table)}
+    return Tables(provenance=provenance, ops=kept, refused=notes)
 
 
 def _installed() -> tuple[Path, str]:

@@ -27,7 +27,8 @@ def import_command(
     folder = _new_folder(out)
     found = import_tables(system, engine, Path(root) if root else None)
     write_tables(found, folder)
-    return _fitted(found, folder, PRECISE)
+    # As `fit` will find them: rows in the file's order, times in its digits.
+    return _fitted(read_tables(folder), folder, PRECISE)
 
 
 def fit_command(folder: str, *, compact: bool = False, out: str = "") -> dict[str, Any]:

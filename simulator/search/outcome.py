@@ -14,6 +14,18 @@ from simulator.spec import Slo
 SIMULATED, INFEASIBLE, PRUNED = "simulated", "infeasible", "pruned"
 CRASHED, BUG, NOT_RUN = "crashed", "bug", "not run"
 
+# Metrics repeated at the top of a plan's JSON, next to its rank.
+HEADLINES = (
+    *(
+        f"{s}_{what}_ms"
+        for what in ("ttft", "tpot", "itl", "e2el")
+        for s in ("mean", "median", "p99")
+    ),
+    *("request_throughput", "output_throughput", "total_token_throughput", "request_goodput"),
+    *("slo_attainment", "completed", "failed", "preemptions"),
+    *("usd_per_million_output_tokens", "energy_j_per_output_token"),
+)
+
 
 @dataclass(slots=True, kw_only=True)
 class PlanRecord:
@@ -45,6 +57,7 @@ class PlanRecord:
             "note": candidate.note,
             "bound": self.bound if self.bound is not None and math.isfinite(self.bound) else None,
             "command": self.command,
+            **{key: self.metrics[key] for key in HEADLINES if key in self.metrics},
             "metrics": dict(self.metrics),
         }
 
