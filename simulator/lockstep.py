@@ -41,7 +41,7 @@ class Lockstep:
         self.end_log = end_log  # of every iteration
         self.claim = 0  # iterations that stay as planned, the one in flight included
         self.start_ns = 0
-        self.ended: list[int] = []  # ends of iterations before the one in flight, not yet logged
+        self.ended = array("q")  # ends of iterations before the one in flight, not yet logged
         self.end_ns = 0  # of the one in flight
         self.sealed = False  # whoever arrives, the plan stays
         self.fixed: list[int] = []  # [stage kind] ticks, attention excepted
@@ -121,9 +121,9 @@ class Lockstep:
             ticks += cost.logits[rows]
         return ticks
 
-    def run_until(self, now_ns: int, limit_ns: int) -> list[int]:
+    def run_until(self, now_ns: int, limit_ns: int) -> array[int]:
         """Ends of the coming iterations on one stage, up to the first at or after the limit."""
-        ends: list[int] = []
+        ends = array("q")
         claim = self.claim
         if claim <= _SHORT and len(self.forms) == 1:
             ticks, growth = self.forms[0][0]
@@ -137,7 +137,7 @@ class Lockstep:
             return ends
         first_ns = max(1, self.ticks(0) >> TICK_BITS)
         most = min(claim, MAX_RUN, (limit_ns - now_ns) // first_ns + 1)  # prices never fall
-        ends = (self._run_prices(most).cumsum() + now_ns).tolist()
+        ends.frombytes((self._run_prices(most).cumsum() + now_ns).tobytes())
         return ends[: bisect_left(ends, limit_ns) + 1]
 
     def _run_prices(self, num_iterations: int) -> NDArray[np.int64]:
@@ -157,7 +157,7 @@ class Lockstep:
     def log(self, num_ended: int) -> None:
         """Log the first iterations that have ended; the ranks book them when it matters."""
         if num_ended == len(self.ended):
-            ends, self.ended = self.ended, []
+            ends, self.ended = self.ended, array("q")
         else:
             ends, self.ended = self.ended[:num_ended], self.ended[num_ended:]
         self.end_log.extend(ends)
@@ -220,14 +220,10 @@ class Pipeline:
         if len(self._kind_of) == 1:
             return at_ns + (batch.ticks(0) >> TICK_BITS)
         prices = [batch.ticks(kind) >> TICK_BITS for kind in range(len(self._kinds))]
-        return self._pass(prices, batch.send_ns, at_ns)
-
-    def _pass(self, prices: list[int], sends_ns: list[int], at_ns: int) -> int:
         free = self._free_ns
         for stage, kind in enumerate(self._kind_of):
-            free_ns = free[stage]
-            free[stage] = at_ns = (free_ns if free_ns > at_ns else at_ns) + prices[kind]
-            at_ns += sends_ns[stage]
+            free[stage] = at_ns = max(free[stage], at_ns) + prices[kind]
+            at_ns += batch.send_ns[stage]
         return at_ns
 
     def run_ahead(self, in_flight: deque[Lockstep], limit_ns: int) -> None:
@@ -235,20 +231,44 @@ class Pipeline:
 
         Until the one to go next has no claim left, or its time has come to the limit.
         """
-        while True:
-            batch = in_flight[0]
-            at_ns = batch.end_ns
-            if batch.claim <= 1 or at_ns >= limit_ns:
-                return
-            batch.ended.append(at_ns)
+        if len(in_flight[0].forms) == 1:
+            in_flight.rotate(-self._run_ahead_alone(list(in_flight), limit_ns))
+            return
+        while (batch := in_flight[0]).claim > 1 and batch.end_ns < limit_ns:
+            batch.ended.append(batch.end_ns)
             batch.claim -= 1
-            if len(batch.forms) == 1:
-                prices = []
-                for form, fixed in zip(batch.forms[0], batch.fixed, strict=True):
-                    form[0] += form[1]
-                    prices.append((form[0] + fixed) >> TICK_BITS)
-                batch.end_ns = self._pass(prices, batch.send_ns, at_ns)
-            else:
-                batch.grow(1)
-                batch.end_ns = self.dispatch(batch, at_ns)
+            batch.grow(1)
+            batch.end_ns = self.dispatch(batch, batch.end_ns)
             in_flight.rotate(-1)
+
+    def _run_ahead_alone(self, batches: list[Lockstep], limit_ns: int) -> int:
+        """The same for batches of one rank, which is most of them; returns the number of passes.
+
+        Plain lists instead of attributes: the loop takes half the time (measured at two stages).
+        """
+        ends = [batch.end_ns for batch in batches]
+        lefts = [batch.claim - 1 for batch in batches]
+        appends = [batch.ended.append for batch in batches]
+        ticks = [[f[0] + x for f, x in zip(b.forms[0], b.fixed, strict=True)] for b in batches]
+        growths = [[form[1] for form in batch.forms[0]] for batch in batches]
+        sends = [batch.send_ns for batch in batches]
+        free, kinds = self._free_ns, self._kind_of
+        turn = passes = 0
+        while lefts[turn] > 0 and (at_ns := ends[turn]) < limit_ns:
+            lefts[turn] -= 1
+            appends[turn](at_ns)
+            ticks[turn] = prices = [t + g for t, g in zip(ticks[turn], growths[turn])]  # noqa: B905
+            send_ns = sends[turn]
+            for stage, kind in enumerate(kinds):
+                free_ns = free[stage]
+                free[stage] = at_ns = (free_ns if free_ns > at_ns else at_ns) + (
+                    prices[kind] >> TICK_BITS
+                )
+                at_ns += send_ns[stage]
+            ends[turn] = at_ns
+            passes += 1
+            turn = turn + 1 if turn + 1 < len(batches) else 0
+        for batch, end_ns, left in zip(batches, ends, lefts, strict=True):
+            batch.grow(batch.claim - 1 - left)
+            batch.end_ns, batch.claim = end_ns, left + 1
+        return passes
