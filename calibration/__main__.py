@@ -1,13 +1,16 @@
 """`python -m calibration profile`: measure kernels on the GPU of this machine.
 
-Needs torch, triton, numpy and this repository. Every other command of calibration is `headway
-calibrate ...`, which needs no GPU.
+Needs torch, triton, numpy and this repository; every other command of calibration is `headway
+calibrate ...`, which needs no GPU. Rows are written a point at a time: a run that is killed loses
+one point, and the next with the same --out goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import platform
 import sys
@@ -15,23 +18,80 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from calibration.columns import SCHEMAS
-from calibration.measure import REJECTED, CudaTimer, Maker, Store, Timer, measure, torch_module
+from calibration.measure import Cell, CudaTimer, Maker, Rejected, Timer, measure, torch_module
 from calibration.profile import kernels, maker
 from calibration.suites import SUITES, Point, grid, grid_digest, tune_grid
 from calibration.system import CATALOGUE, Device, ceilings, probe
 
+REJECTED = "rejected"
 NO_GPU, LOST = 2, 3  # exit codes
 
 
 class DeviceLost(Exception):
     """A kernel broke the device's context; only a new process can go on."""
+
+
+@dataclass
+class Store:
+    """The folder of a run: `<table>.csv`, appended to, and `rejected.csv`."""
+
+    folder: Path
+    finished: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.glob("*.csv")):
+            self.finished |= {row["point"] for row in self._rows(path)}
+
+    def tables(self) -> list[str]:
+        """Names of the tables that have rows."""
+        return sorted(path.stem for path in self.folder.glob("*.csv") if path.stem != REJECTED)
+
+    def rows(self, table: str) -> list[dict[str, str]]:
+        """Every row of a table."""
+        path = self.folder / f"{table}.csv"
+        return self._rows(path) if path.exists() else []
+
+    def append(self, point: Point, rows: list[dict[str, Cell]], refused: list[Rejected]) -> None:
+        """Write all of one point at once; it counts as finished from here on."""
+        self._write(point.table, rows)
+        self._write(REJECTED, [
+            {"op": point.table, "kernel": r.kernel, "reason": r.reason, "point": point.key}
+            for r in refused
+        ])  # fmt: skip
+        self.finished.add(point.key)
+
+    def _write(self, table: str, rows: list[dict[str, Cell]]) -> None:
+        if not rows:
+            return
+        path, text = self.folder / f"{table}.csv", io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        if path.exists() and path.stat().st_size:
+            with path.open(encoding="utf-8") as file:
+                header = next(csv.reader(file))
+            if header != list(rows[0]):
+                raise ValueError(f"{path}: its columns are {header}, not {list(rows[0])}")
+        else:
+            writer.writeheader()
+        writer.writerows(rows)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+
+    @staticmethod
+    def _rows(path: Path) -> list[dict[str, str]]:
+        """Complete lines only; what a killed run left of its last one is cut off."""
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) != len(data):
+            path.write_bytes(whole)
+        return list(csv.DictReader(io.StringIO(whole.decode())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,17 @@
-"""Timing on a GPU, and the loop that turns points into rows: resumable, within a budget.
+"""Timing on a GPU, and one point's trials turned into rows.
 
-A maker prepares a point's trials (one a kernel, already found to agree with its reference) and a
-timer times them; `run` writes what they give, a point at a time, so that a run that is killed
-loses one point and the next run goes on from there. Nothing here imports torch before it times.
+A maker prepares a point's trials (one a kernel, already found to agree with its reference), a
+timer times them, and `measure` gives the rows and the refusals. Nothing here imports torch before
+it times.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +20,7 @@ from calibration.suites import Point
 
 Call = Callable[[], object]
 Cell = int | float | str
-REJECTED = "rejected"
-SLEEP_CYCLES = 200_000  # about 0.1 ms: longer than the launch of a graph takes the host
+SLEEP_CYCLES = 600_000  # about 0.3 ms: longer than the launch of a graph takes the host
 TAIL = ("time_s", "p20_s", "p80_s", "num_replays", "graph", "l2", "config", "point")
 
 
@@ -116,7 +113,7 @@ class CudaTimer:
         for call in calls:
             call()
         round_s = max(self._elapsed_s(lambda: _each(calls)), 1e-7)
-        limit = 20 if flush else max(200 // len(calls), 1)
+        limit = max((24 if flush else 200) // len(calls), 1)
         calls *= min(max(math.ceil(self._replay_s / round_s), 1), limit)
         sequence = [x for call in calls for x in (self._flush, call)] if flush else calls
         launch, graph = self._launcher(sequence, capture=trial.graph)
@@ -143,7 +140,10 @@ class CudaTimer:
     def _launcher(self, sequence: Sequence[Call], *, capture: bool) -> tuple[Call, bool]:
         """What runs the whole sequence, and whether as a graph."""
         torch = self._torch
-        if capture:
+        if capture and not self._synchronises(sequence):
+            free, total = torch.cuda.mem_get_info()
+            if free < total // 3:  # a capture cannot make the allocator give back what it caches
+                torch.cuda.empty_cache()
             graph = torch.cuda.CUDAGraph()
             try:
                 torch.cuda.synchronize()
@@ -153,12 +153,26 @@ class CudaTimer:
                         _each(sequence)
                     finally:
                         graph.capture_end()
-            except RuntimeError:  # it synchronises, or allocates on the host
+            except RuntimeError:  # it cannot be captured for another reason
                 torch.cuda.synchronize()
             else:
                 graph.replay()
                 return graph.replay, True
         return lambda: _each(sequence), False
+
+    def _synchronises(self, sequence: Sequence[Call]) -> bool:
+        """Whether a call waits for the device: capturing it would fail half way."""
+        cuda = self._torch.cuda
+        with warnings.catch_warnings():  # torch says that the mode is a prototype
+            warnings.simplefilter("ignore")
+            cuda.set_sync_debug_mode("error")
+            try:
+                _each(sequence[:2])
+            except RuntimeError:
+                return True
+            finally:
+                cuda.set_sync_debug_mode("default")
+        return False
 
     def _elapsed_s(self, launch: Call, *, ahead: bool = False) -> float:
         """`ahead`: the device is kept busy meanwhile, so that the host's launch is not timed."""
@@ -180,62 +194,6 @@ class CudaTimer:
 def _each(calls: Sequence[Call]) -> None:
     for call in calls:
         call()
-
-
-@dataclass
-class Store:
-    """The folder of a run: `<table>.csv`, appended to, and `rejected.csv`."""
-
-    folder: Path
-    finished: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self.folder.glob("*.csv")):
-            self.finished |= {row["point"] for row in self._rows(path)}
-
-    def tables(self) -> list[str]:
-        """Names of the tables that have rows."""
-        return sorted(path.stem for path in self.folder.glob("*.csv") if path.stem != REJECTED)
-
-    def rows(self, table: str) -> list[dict[str, str]]:
-        """Every row of a table."""
-        path = self.folder / f"{table}.csv"
-        return self._rows(path) if path.exists() else []
-
-    def append(self, point: Point, rows: list[dict[str, Cell]], refused: list[Rejected]) -> None:
-        """Write all of one point at once; it counts as finished from here on."""
-        self._write(point.table, rows)
-        self._write(REJECTED, [
-            {"op": point.table, "kernel": r.kernel, "reason": r.reason, "point": point.key}
-            for r in refused
-        ])  # fmt: skip
-        self.finished.add(point.key)
-
-    def _write(self, table: str, rows: list[dict[str, Cell]]) -> None:
-        if not rows:
-            return
-        path, text = self.folder / f"{table}.csv", io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        if path.exists() and path.stat().st_size:
-            with path.open(encoding="utf-8") as file:
-                header = next(csv.reader(file))
-            if header != list(rows[0]):
-                raise ValueError(f"{path}: its columns are {header}, not {list(rows[0])}")
-        else:
-            writer.writeheader()
-        writer.writerows(rows)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
-
-    @staticmethod
-    def _rows(path: Path) -> list[dict[str, str]]:
-        """Complete lines only; what a killed run left of its last one is cut off."""
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) != len(data):
-            path.write_bytes(whole)
-        return list(csv.DictReader(io.StringIO(whole.decode())))
 
 
 def measure(

@@ -1,9 +1,9 @@
 """The grids, as data: which points a suite measures, and in which order.
 
-A point names a table (a CSV file), a maker (who prepares it: `calibration.profile.MAKERS`) and the
-maker's arguments. Ceilings come first and whole (`calibration.system`); then one point of each maker in turn, so that a
-run cut short by its budget still covers every op. Inside a maker the order is a fixed shuffle:
-any prefix of it spans the grid.
+A point names a table (a CSV file), a maker (who prepares it: `calibration.profile`) and the
+maker's arguments. Ceilings come first and whole (`calibration.system`); then one point of each
+maker in turn, so that a run cut short by its budget still covers every op. Inside a maker the
+order is a fixed shuffle: any prefix of it spans the grid.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ No time in this file is a measurement.
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,18 @@ import pytest
 import yaml
 
 from calibration import tables
-from calibration.__main__ import DeviceLost, as_yaml, grid_hash, main, run, write_meta, write_tiles
+from calibration.__main__ import (
+    DeviceLost,
+    Store,
+    as_yaml,
+    grid_hash,
+    main,
+    run,
+    write_meta,
+    write_tiles,
+)
 from calibration.columns import SCHEMAS
-from calibration.measure import Made, Rejected, Store, Timing, Trial, summarise
+from calibration.measure import Made, Rejected, Timing, Trial, summarise
 from calibration.suites import SUITES, Point, grid, point, round_robin, tune_grid
 from calibration.system import Device, ceilings
 
@@ -27,7 +38,7 @@ DEVICE = Device(
 
 
 class StatedTimer:
-    """Not a clock: the first call returns the seconds that the trial is said to take."""
+    """Not a clock: a trial's first call returns the seconds that it is said to take."""
 
     def __init__(self, usable: bool = True) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -182,6 +193,13 @@ def test_tuned_tiles_are_listed_fastest_first(tmp_path: Path) -> None:
     text = yaml.safe_load(write_tiles(store, 90).read_text())
     [times] = text["gemm"].values()
     assert ["fast", "slow"] == [entry["config"] for entry in times]
+
+
+def test_profiling_needs_no_package_of_the_simulator() -> None:
+    code = "import sys, calibration.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert set() == loaded & {"pandas", "yaml", "pydantic", "typer", "simpy", "scipy", "simulator"}
 
 
 def test_list_counts_the_grid_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

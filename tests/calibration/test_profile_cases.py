@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from calibration.__main__ import main  # noqa: E402
+from calibration.__main__ import Store, main  # noqa: E402
 from calibration.columns import SCHEMAS  # noqa: E402
-from calibration.measure import Rejected, Store, Trial  # noqa: E402
+from calibration.measure import Rejected, Trial  # noqa: E402
 from calibration.profile import build, config_label, kernels, maker, problem_of, trials  # noqa: E402
 from calibration.suites import LAYERS, SUITES, grid, layer_parts  # noqa: E402
 from calibration.system import CEILINGS, ceilings, shape_of  # noqa: E402
