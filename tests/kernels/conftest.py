@@ -1,24 +1,18 @@
 """Kernels run on the CPU interpreter where there is no GPU; the same tests run on a GPU otherwise.
 
-TRITON_INTERPRET is read when a kernel is decorated, so it is set here, before any test module
-imports `kernels`. Ahead-of-time tests go through `kernels.compile.compile_all`, whose processes
-drop the variable again. A kernel test module starts with `torch = pytest.importorskip("torch")`.
+`tests.interpreter` sees to that, before any test module imports `kernels`. Ahead-of-time tests go
+through `kernels.compile.compile_all`, whose processes drop the variable again. A kernel test module
+starts with `torch = pytest.importorskip("torch")`.
 """
 
-import importlib.util
 import os
-import sys
 
 import pytest
 
-HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "triton"))
+from tests.interpreter import HAS_TORCH
+
 if HAS_TORCH:
     import torch
-
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        if "triton.language" in sys.modules:
-            raise pytest.UsageError("triton was imported before tests/kernels/conftest.py")
-        os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
