@@ -186,13 +186,23 @@ def test_a_stage_without_a_window_prices_it_at_zero() -> None:
     assert last.attention[0].prefill_per_pair == 0
 
 
-def test_8_bit_kv_is_no_slower_and_less_than_twice_as_fast_on_hopper() -> None:
+def fp8_kv_slope(settings: EngineSettings) -> float:
+    """Price of a token of context in fp8 KV, as a share of its price in bf16."""
     model = load_model("llama-3.1-8b")
-    slopes = [
-        compile_cost(m, ONE, node_group(), SMALL).stages[0].attention[0].decode_per_token[8]
+    bf16, fp8 = (
+        compile_cost(m, ONE, node_group(), settings).stages[0].attention[0].decode_per_token[8]
         for m in (model, model.with_formats(kv_format="fp8"))
-    ]
-    assert 0.5 < slopes[1] / slopes[0] < 1.0
+    )
+    return fp8 / bf16
+
+
+def test_8_bit_kv_is_hardly_faster_on_the_roofline() -> None:
+    assert 0.9 < fp8_kv_slope(replace(SMALL, calibration="roofline")) < 1.0
+
+
+def test_8_bit_kv_saves_less_than_its_bytes_on_the_fitted_curves() -> None:
+    """The tables behind them say 388 against 688 us at 64 x 8,192: a share of 0.56."""
+    assert 0.5 < fp8_kv_slope(SMALL) < 0.65
 
 
 def test_gpus_without_fp8_run_weight_only_kernels() -> None:
