@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import groupby
 from operator import itemgetter
@@ -27,12 +28,16 @@ from simulator.routers import Router
 
 
 class Requests:
-    """A workload's columns as Python lists, and the sequences made from them."""
+    """A workload's columns as Python lists, and the sequences made from them.
 
-    __slots__ = ("output_tokens", "priority", "prompt_tokens", "table")
+    `lead_ns` of each request passes between its sending and its arrival at the scheduler.
+    """
 
-    def __init__(self, table: RequestTable) -> None:
+    __slots__ = ("lead_ns", "output_tokens", "priority", "prompt_tokens", "table")
+
+    def __init__(self, table: RequestTable, lead_ns: Ints | None = None) -> None:
         self.table = table
+        self.lead_ns = lead_ns
         self.prompt_tokens: list[int] = table.prompt_tokens.tolist()
         self.output_tokens: list[int] = table.output_tokens.tolist()
         self.priority = None if table.priority is None else table.priority.tolist()
@@ -53,6 +58,9 @@ def deal(
     times = requests.table.arrival_ns
     sent_ns = np.where(times <= horizon_ns, times, -1)
     recorder.sent_ns = array("q", sent_ns.tobytes())
+    if requests.lead_ns is not None:
+        times = times + requests.lead_ns
+        accepted = accepted[np.lexsort((accepted, times[accepted]))]
     number = np.arange(len(accepted)) % sum(ranks_of)
     feeds, first = [], 0
     for num_ranks in ranks_of:
@@ -85,8 +93,11 @@ class Clients:
         self._replicas: list[Replica] = []
         table = requests.table
         self._limit = table.max_concurrency or len(table)
-        self._in_flight = self._num_sent = 0
-        self._due: list[tuple[int, int]] = []  # heap: time, request
+        self._in_flight = self._num_routed = 0
+        self._due: list[tuple[int, int]] = []  # heap: time to send, request
+        self._coming: list[tuple[int, int]] = []  # heap: time of arrival, request
+        self._lead = None if requests.lead_ns is None else requests.lead_ns.tolist()
+        self._least_lead = 0 if requests.lead_ns is None else int(requests.lead_ns.min())
         self._queue: deque[int] = deque()  # due, but held back by the concurrency limit
         self._children: dict[int, list[int]] = {}
         self._accepted = set(accepted.tolist()) if len(accepted) < len(table) else None
@@ -125,8 +136,9 @@ class Clients:
         self._next_ns = FOREVER
 
     def next_ns(self) -> int:
-        """Time of the next arrival of an open loop, FOREVER after the last."""
-        return self._next_ns
+        """Nobody of an open loop arrives before this time; FOREVER after the last."""
+        first = self._next_ns + self._least_lead if self._next_ns < FOREVER else FOREVER
+        return min(first, self._coming[0][0]) if self._coming else first
 
     def _at(self, time_ns: int) -> simpy.Event:
         event = self.env.event()
@@ -136,9 +148,12 @@ class Clients:
 
     def _later(self, i: int, time_ns: int) -> None:
         heappush(self._due, (time_ns, i))
+        self._then(time_ns, self._send_due)
+
+    def _then(self, time_ns: int, act: Callable[[], None]) -> None:
         callbacks = self._at(time_ns).callbacks
         assert callbacks is not None
-        callbacks.append(lambda _: self._send_due())
+        callbacks.append(lambda _: act())
 
     def _send_due(self) -> None:
         """Send what is due, in the order of requests: an instant's events have no order."""
@@ -156,13 +171,26 @@ class Clients:
         if self._accepted is not None and i not in self._accepted:
             self._answered(i, now_ns)
             return
+        if self._lead is None:
+            self._arrive(i, now_ns)
+            return
+        heappush(self._coming, (now_ns + self._lead[i], i))
+        self._then(now_ns + self._lead[i], self._arrivals)
+
+    def _arrivals(self) -> None:
+        now_ns = int(self.env.now)
+        while self._coming and self._coming[0][0] <= now_ns:
+            self._arrive(heappop(self._coming)[1], now_ns)
+
+    def _arrive(self, i: int, now_ns: int) -> None:
+        """A request reaches the router."""
         seq = self.requests.make(i)
         if self.router.reads_cache:
             for replica in self._replicas:
                 replica.settle(now_ns)
-        target = self.router.choose(self._num_sent, seq, self.ranks)
-        self._num_sent += 1
-        self.ranks[target].receive(seq)
+        target = self.router.choose(self._num_routed, seq, self.ranks)
+        self._num_routed += 1
+        self.ranks[target].receive(seq, now_ns)
         self.owners[target].notify(now_ns)
 
     def finished(self, seq: Sequence, now_ns: int) -> None:

@@ -1,23 +1,29 @@
-"""Engine settings a user does not state: the defaults of `vllm serve` 0.33 for each GPU class."""
+"""Engine settings a user does not state: those the engine profile serves with on the GPU."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from simulator.errors import ConfigError
+from simulator.profiles import DEFAULT_PROFILE, load_profile
 from simulator.spec import EngineSettings, GpuSpec
-
-GIB = 2**30
 
 
 def default_settings(
-    gpu: GpuSpec, *, max_num_batched_tokens: int = 0, max_num_seqs: int = 0, **others: Any
+    gpu: GpuSpec,
+    *,
+    profile: str = DEFAULT_PROFILE,
+    max_num_batched_tokens: int = 0,
+    max_num_seqs: int = 0,
+    **others: Any,
 ) -> EngineSettings:
-    """Settings vLLM would serve with on this GPU; 0 = default, `others` are EngineSettings fields.
+    """Settings the profile's engine would serve with on this GPU; 0 = default.
 
-    A token budget stated alone lowers the default number of sequences to it, as vLLM does.
+    `others` are EngineSettings fields. A token budget stated alone lowers the default number of
+    sequences to it, as vLLM does.
     """
-    default_tokens, default_seqs = _server_limits(gpu)
+    engine = load_profile(profile)
+    default_tokens, default_seqs = engine.server_limits(gpu)
     tokens = max_num_batched_tokens or default_tokens
     seqs = max_num_seqs or min(default_seqs, tokens)
     if tokens < seqs:
@@ -25,13 +31,15 @@ def default_settings(
             f"engine.max_num_batched_tokens: expected an int >= max_num_seqs = {seqs}, "
             f"as every decoding sequence takes one token (got {tokens})"
         )
-    return EngineSettings(max_num_batched_tokens=tokens, max_num_seqs=seqs, **others)
-
-
-def _server_limits(gpu: GpuSpec) -> tuple[int, int]:
-    """Default (max_num_batched_tokens, max_num_seqs) of the server for this GPU class."""
-    if gpu.memory_bytes >= 160 * GIB:
-        return 16384, 1024
-    if gpu.memory_bytes >= 70 * GIB and "a100" not in gpu.name.lower():
-        return 8192, 1024
-    return 2048, 256
+    values = {
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "prefix_caching": engine.prefix_caching,
+        "async_scheduling": engine.async_scheduling,
+        "reserve_graphs": engine.reserve_graphs,
+        "largest_graph": engine.largest_graph,
+        **others,
+        "host_overhead": {**engine.host, **others.get("host_overhead", {})},
+    }
+    return EngineSettings(
+        max_num_batched_tokens=tokens, max_num_seqs=seqs, profile=engine.name, **values
+    )

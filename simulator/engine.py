@@ -6,12 +6,14 @@ from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import simpy
 
 from simulator.allocators import KVAllocator, PagedAllocator, PrefixCachingAllocator, PrefixIndex
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
+from simulator.costs.efficiency import host_profile
 from simulator.experiment import Experiment
 from simulator.lane import Lane
 from simulator.lockstep import Lockstep
@@ -26,7 +28,7 @@ from simulator.recorder import (
     as_ints,
 )
 from simulator.replica import Feed, Replica
-from simulator.request import RequestTable
+from simulator.request import Ints, RequestTable
 from simulator.routers import Router
 from simulator.schedulers import Scheduler
 from simulator.spec import NodeGroup
@@ -60,6 +62,8 @@ class Setup:
     router: Router
     max_model_len: int = 0
     prefix_caching: bool = True
+    lead_ns: Ints | None = None  # of each request, from its sending to its arrival; None = 0
+    plans_ahead: bool = False  # asynchronous scheduling: each iteration is planned one ahead
     horizon_ns: int = FOREVER
     coalesce: bool = True
 
@@ -84,9 +88,21 @@ def prepare(experiment: Experiment) -> Setup:
         router=experiment.router,
         max_model_len=settings.max_model_len or experiment.model.max_context_tokens,
         prefix_caching=settings.prefix_caching,
+        lead_ns=_lead_ns(experiment),
+        plans_ahead=settings.async_scheduling,
         horizon_ns=to_ns(experiment.horizon_s) if is_finite else FOREVER,
         coalesce=experiment.coalesce,
     )
+
+
+def _lead_ns(experiment: Experiment) -> Ints | None:
+    """Each request's time between its client and the scheduler; None where the profile has none."""
+    host = host_profile(experiment.settings)
+    if not (host.request_s or host.prompt_token_s):
+        return None
+    tokens_s = host.prompt_token_s * experiment.workload.prompt_tokens
+    lead_ns: Ints = np.rint((host.request_s + tokens_s) * 1e9).astype(np.int64)
+    return lead_ns
 
 
 def place(experiment: Experiment) -> Iterator[tuple[NodeGroup, int]]:
@@ -124,7 +140,7 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
     env = simpy.Environment()
     table = setup.table
     recorder = Recorder(len(table))
-    requests = Requests(table)
+    requests = Requests(table, setup.lead_ns)
     most_tokens = min(
         min(kind.max_kv_tokens, setup.scheduler.longest_context(kind.cost.max_num_tokens))
         for kind in setup.kinds
@@ -195,6 +211,7 @@ def build(
                 horizon_ns=setup.horizon_ns,
                 feed=feed,
                 next_arrival=next_arrival,
+                plans_ahead=setup.plans_ahead,
             )
         )
     return replicas

@@ -15,12 +15,14 @@ GIB = 2**30
 def graph_sizes(gpu: GpuSpec, settings: EngineSettings) -> tuple[int, ...]:
     """Token counts vLLM captures: 1, 2, 4, by 8 below 256, by 16 to the largest.
 
-    Largest: min(2 * max_num_seqs, 512); 1024 instead of 512 on data-centre Blackwell (vLLM 0.33).
+    Largest: min(2 * max_num_seqs, largest_graph); 1024 instead of the default 512 on data-centre
+    Blackwell (vLLM 0.33).
     """
     if not settings.cuda_graphs:
         return ()
     big = gpu.family.lower().startswith("blackwell") and gpu.memory_bytes >= 160 * GIB
-    largest = min(2 * settings.max_num_seqs, 1024 if big else 512)
+    most = 1024 if big and settings.largest_graph == 512 else settings.largest_graph
+    largest = min(2 * settings.max_num_seqs, most)
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]
     return tuple(size for size in sizes if size <= largest)
 

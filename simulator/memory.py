@@ -58,10 +58,8 @@ def kv_capacity(
     plan: ParallelPlan,
     gpu: GpuSpec,
     settings: EngineSettings,
-    *,
-    reserve_graphs: bool = True,
 ) -> KvCapacity:
-    """KV pages of one replica of the plan; `reserve_graphs` as vLLM from 0.21 on.
+    """KV pages of one replica of the plan.
 
     Raises:
         InfeasiblePlan: the plan cannot split the model, or memory does not suffice for the
@@ -69,10 +67,7 @@ def kv_capacity(
     """
     check_model(model, plan)
     groups = _groups(model)
-    stages = [
-        _stage(model, plan, gpu, settings, groups, index, reserve_graphs)
-        for index in range(plan.pp)
-    ]
+    stages = [_stage(model, plan, gpu, settings, groups, index) for index in range(plan.pp)]
     tightest = min(stages, key=lambda stage: stage.num_blocks)
     if settings.max_model_len > tightest.tokens:
         raise InfeasiblePlan(
@@ -146,11 +141,10 @@ def _stage(
     settings: EngineSettings,
     groups: dict[int, int],
     stage: int,
-    reserve_graphs: bool,
 ) -> KvCapacity:
     """Capacity were every stage like this one."""
     first, last = stage_layers(model.num_layers, plan.pp)[stage]
-    sizes = graph_sizes(gpu, settings) if reserve_graphs else ()
+    sizes = graph_sizes(gpu, settings) if settings.reserve_graphs else ()
     terms = {
         "weights": stage_weight_bytes(model, plan, stage),
         "activations": activation_bytes(model, plan, settings),

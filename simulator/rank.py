@@ -59,6 +59,7 @@ class Rank:
         "allocator",
         "blocked",
         "by_priority",
+        "fresh",
         "index",
         "lanes",
         "layout",
@@ -87,6 +88,7 @@ class Rank:
         self.recorder = recorder
         self.by_priority = by_priority
         self.waiting: WaitingQueue = PriorityQueue() if by_priority else deque()
+        self.fresh: deque[tuple[int, Sequence]] = deque()  # arrived, not yet seen by the scheduler
         self.blocked = False  # nobody can be admitted before somebody finishes or is evicted
         self.now_ns = 0  # of the plan being made
         self.running: dict[Sequence, None] = {}  # in admission order, over all lanes
@@ -98,7 +100,7 @@ class Rank:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.waiting)
+        return len(self.waiting) + len(self.fresh)
 
     @property
     def num_running(self) -> int:
@@ -115,9 +117,16 @@ class Rank:
         for lane in lagging:
             lane.look()
 
-    def receive(self, seq: Sequence) -> None:
-        self.waiting.append(seq)
-        if self.by_priority:
-            self.blocked = False
+    def receive(self, seq: Sequence, now_ns: int) -> None:
+        """A request has arrived; the scheduler sees it once `reveal` has been told so."""
+        self.fresh.append((now_ns, seq))
         self.outstanding_tokens += seq.prompt_tokens
         self.recorder.target[seq.id] = self.index
+
+    def reveal(self, until_ns: int) -> None:
+        """Show the scheduler whoever has arrived by then."""
+        fresh = self.fresh
+        while fresh and fresh[0][0] <= until_ns:
+            self.waiting.append(fresh.popleft()[1])
+            if self.by_priority:
+                self.blocked = False

@@ -66,6 +66,7 @@ class Replica:
         horizon_ns: int = FOREVER,
         feed: Feed | None = None,
         next_arrival: Callable[[], int] | None = None,
+        plans_ahead: bool = False,
     ) -> None:
         self.env = env
         self.ranks = ranks
@@ -76,6 +77,11 @@ class Replica:
         self.horizon_ns = horizon_ns
         self._last_ns = min(horizon_ns, FOREVER - 1)  # nothing happens later
         self._is_alone = len(batches) == 1
+        # Asynchronous scheduling: an iteration is planned when the one before it begins, so who
+        # arrives meanwhile waits for the next but one. A pipeline has no such look-ahead in vLLM.
+        self._plans_ahead = plans_ahead and self._is_alone
+        self._has_fresh = False  # some rank has arrivals that its scheduler has not seen
+        self._began_ns = -1  # start of the iteration that has just ended; -1 = none has
         self.pipeline = Pipeline(batches[0].cost)
         # One batch runs as one event; several are run ahead together, if arrivals are known.
         self._runs = coalesce and self._is_alone
@@ -91,7 +97,13 @@ class Replica:
         while True:
             if feed is not None:
                 next_ns = self._absorb(feed, now_ns)
+            if self._has_fresh and self.idle:
+                self._reveal(self._began_ns if self._began_ns >= 0 else now_ns)
             self._dispatch_idle(now_ns)
+            if self._has_fresh and not self.in_flight:
+                self._reveal(now_ns)
+                self._dispatch_idle(now_ns)
+            self._began_ns = -1
             wake_ns = self._next_wake_ns(next_ns)
             if (in_flight or feed is not None) and wake_ns > self._last_ns:
                 self._settle(wake_ns)
@@ -119,9 +131,17 @@ class Replica:
         next_ns = feed.next_ns()
         while next_ns <= now_ns:
             seq, rank = feed.pop()
-            self.ranks[rank].receive(seq)
+            self.ranks[rank].receive(seq, next_ns)
+            self._has_fresh = True
             next_ns = feed.next_ns()
         return next_ns
+
+    def _reveal(self, until_ns: int) -> None:
+        self._has_fresh = False
+        for rank in self.ranks:
+            if rank.fresh:
+                rank.reveal(until_ns)
+                self._has_fresh = self._has_fresh or bool(rank.fresh)
 
     def _dispatch_idle(self, now_ns: int) -> None:
         if self._is_alone:
@@ -138,7 +158,8 @@ class Replica:
         if claim == 0:
             return
         batch.start_ns = now_ns
-        if not (self._runs and claim >= MIN_RUN and self._start_run(batch, now_ns)):
+        may_run = self._runs and claim >= MIN_RUN and (batch.sealed or not self._has_fresh)
+        if not (may_run and self._start_run(batch, now_ns)):
             batch.end_ns = self.pipeline.dispatch(batch, now_ns)
         for lane in batch.lanes:
             lane.in_flight = True
@@ -147,6 +168,8 @@ class Replica:
 
     def _end(self, batch: Lockstep) -> Lockstep:
         """Everything the batch had in flight has ended."""
+        if self._plans_ahead:
+            self._began_ns = batch.ended[-1] if batch.ended else batch.start_ns
         batch.ended.append(batch.end_ns)
         num_ended = len(batch.ended)
         batch.log(num_ended)
@@ -203,6 +226,7 @@ class Replica:
 
     def notify(self, now_ns: int) -> None:
         """A request has just been given to one of the ranks: wake up if that changes anything."""
+        self._has_fresh = True
         if not self.process.is_alive:
             return
         if self.idle or (self._runs and self._cut_run(now_ns)):

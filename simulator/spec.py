@@ -271,6 +271,7 @@ class Slo:
 class EngineSettings:
     """Settings of the engine that price and memory depend on (vLLM's names and defaults)."""
 
+    profile: str = ""  # the engine profile whose defaults these are
     max_num_batched_tokens: int  # token budget of one iteration
     max_num_seqs: int
     gpu_memory_utilization: float = 0.92
@@ -279,6 +280,9 @@ class EngineSettings:
     cuda_graphs: bool = True
     max_model_len: int = 0  # 0 = the model's own context
     num_blocks: int = 0  # 0 = computed from memory
-    host_overhead: Mapping[str, float] = field(default_factory=dict)  # overrides of the profile
+    host_overhead: Mapping[str, float] = field(default_factory=dict)  # fields of HostProfile
+    async_scheduling: bool = False  # an iteration is planned when the one before it begins
+    reserve_graphs: bool = True  # CUDA graphs are taken off before KV memory is counted
+    largest_graph: int = 512  # tokens
     calibration: str = ""  # folder of fitted curves; "" = embedded ones, "roofline" = none
     extrapolate: bool = False  # use the folder's curves far beyond what was measured

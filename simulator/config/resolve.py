@@ -25,8 +25,9 @@ from simulator.defaults import default_settings
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.placement import check_cluster
+from simulator.profiles import load_profile
 from simulator.routers import ROUTERS, Router
-from simulator.schedulers import SCHEDULERS, Scheduler
+from simulator.schedulers import SCHEDULERS, Scheduler, VllmV1
 from simulator.search.spec import SearchSpec
 from simulator.spec import (
     ClusterSpec,
@@ -136,7 +137,10 @@ def checked_file(document: Document) -> ExperimentFile:
 
 
 def resolve_scheduler(file: ExperimentFile, document: Document) -> Scheduler:
-    """The scheduler; keys without a kind are those of vLLM's."""
+    """The scheduler; keys without a kind are those of vLLM's, as of the engine profile."""
+    if "scheduler" not in file.model_fields_set and file.engine.profile:
+        profile = load_profile(_profile_name(file.engine, document))
+        return VllmV1(reserve_full_prompt=profile.reserve_full_prompt)
     built: Scheduler = build_policy("scheduler", SCHEDULERS, file.scheduler, document, SCHEDULER)
     return built
 
@@ -189,11 +193,23 @@ def resolve_settings(
             f"{document.where('engine.max_model_len')}: expected an int <= "
             f"{model.max_context_tokens}, the context of {model.name} (got {longest})"
         )
+    if section.profile:
+        stated["profile"] = _profile_name(section, document)
     with document.at("engine.max_num_batched_tokens"):
         settings = default_settings(cluster.groups[0].gpu, **stated)
         if getattr(scheduler, "chunked_prefill", True):
             return settings
         return _whole_prompts(settings, longest, "max_num_batched_tokens" in stated)
+
+
+def _profile_name(section: EngineSection, document: Document) -> str:
+    """The profile's bundled name or path, found to be usable."""
+    assert section.profile is not None
+    path = document.path("engine.profile", section.profile)
+    name = path if Path(path).exists() else section.profile
+    with document.at("engine.profile"):
+        load_profile(name)
+    return name
 
 
 def _stated(section: EngineSection) -> dict[str, Any]:

@@ -53,6 +53,12 @@ class PlanSection(Section):
 class EngineSection(Section):
     """Settings of the serving engine; what is left out is vLLM's default for the GPU."""
 
+    profile: str | None = Field(
+        default=None,
+        description="engine profile whose defaults and host times apply: a bundled one, or a "
+        "YAML file such as `headway calibrate from-bench` writes",
+        examples=["vllm-0.15"],
+    )
     max_num_batched_tokens: Tokens | None = Field(
         default=None, description="token budget of one iteration", examples=[8192]
     )

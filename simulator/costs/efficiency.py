@@ -148,7 +148,7 @@ def weight_only(gpu: GpuSpec, number_format: NumberFormat) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostProfile:
-    """Host time the GPU waits for; each field is a key of `EngineSettings.host_overhead`."""
+    """Host time of an engine; each field is a key of `EngineSettings.host_overhead`."""
 
     # Scheduling and sampling overlap the previous iteration in vLLM since 0.14 (asynchronous
     # scheduling); input preparation and graph launch do not. Vidur's tables (A100, vLLM 0.2 era)
@@ -160,6 +160,11 @@ class HostProfile:
     # plain module code (an eager all-reduce is measured at 21 us against 4.7 in a graph).
     compiled_launch_s: float = 6e-6
     eager_launch_s: float = 21e-6
+    # Before the scheduler sees a request and after its tokens leave the engine: HTTP, tokenising,
+    # detokenising, streaming. Engine profiles state them; both are of the engine's process, so
+    # where in a request's life they fall changes nothing but the moment it is seen.
+    request_s: float = 0.0
+    prompt_token_s: float = 0.0
     # Extra tokens on the hottest expert-parallel GPU beyond chance. Measured: a power law of 1.2
     # costs 1.01x (median) to 1.29x (p90) over balanced experts.
     expert_skew: float = 0.10

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Ranks
 from dataclasses import dataclass
 from typing import Protocol
+from zlib import crc32
 
 from simulator.request import Sequence
 
@@ -46,6 +47,19 @@ class RoundRobin:
 
     def choose(self, number: int, seq: Sequence, ranks: Ranks[RankView]) -> int:
         return number % len(ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Random:
+    """Any rank, whatever it has to do: a Kubernetes service with a connection a request."""
+
+    is_static = False
+    reads_cache = False
+    seed: int = 0
+
+    def choose(self, number: int, seq: Sequence, ranks: Ranks[RankView]) -> int:
+        # A hash of the request's number: no state, so that runs repeat.
+        return crc32(f"{self.seed}/{number}".encode()) % len(ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +120,7 @@ class PrefixAware:
 
 ROUTERS: dict[str, type] = {
     "round_robin": RoundRobin,
+    "random": Random,
     "join_shortest_queue": JoinShortestQueue,
     "least_loaded": LeastLoaded,
     "least_tokens": LeastTokens,

@@ -19,7 +19,7 @@ from simulator.allocators import ALLOCATORS
 from simulator.batch import FOREVER
 from simulator.costs.compiled import CompiledCost
 from simulator.engine import Setup
-from simulator.request import RequestTable
+from simulator.request import Ints, RequestTable
 from simulator.routers import ROUTERS
 from simulator.schedulers import SCHEDULERS
 from tests.simulator.toys import toy_cost, toy_setup, toy_table
@@ -76,6 +76,8 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
             prefix_caching=shares,
             max_model_len=pick(rng, (0, 0, 0, 350)),
             horizon_ns=pick(rng, (FOREVER, FOREVER, FOREVER, 1_500_000_000)),
+            plans_ahead=rng.random() < 0.4,
+            lead_ns=_lead(rng, table),
         ),
         allocator,
     )
@@ -166,6 +168,14 @@ def _sessions(rng: np.random.Generator, hashed: bool, by_priority: bool) -> Requ
         ids += [1_000_000 + i] * (named % size > 0)  # a part of a block is its own content
         offsets.append(len(ids))
     return _hashed(table, ids, offsets, size)
+
+
+def _lead(rng: np.random.Generator, table: RequestTable) -> Ints | None:
+    """None, or a fixed time and one a prompt token, on the grid of arrivals."""
+    if rng.random() < 0.6:
+        return None
+    fixed, each = pick(rng, (0, 3_000_000)), pick(rng, (0, 7, 1_000_000))
+    return fixed + each * table.prompt_tokens
 
 
 def _cost(

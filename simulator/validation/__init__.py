@@ -1,0 +1,1 @@
+"""Measured runs of real servers, simulated row by row and compared: `headway validate`."""

@@ -1,0 +1,176 @@
+"""From a measured run to experiments: model, GPUs, plan, engine profile, settings and load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from simulator.catalog import load_model, parse_cluster
+from simulator.defaults import default_settings
+from simulator.errors import ConfigError
+from simulator.experiment import Experiment
+from simulator.profiles import EngineProfile, load_profile, profile_of_version, profiles_of
+from simulator.routers import Random, RoundRobin, Router
+from simulator.schedulers import VllmV1
+from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, ParallelPlan
+from simulator.validation.load import load_of, scored_requests
+from simulator.validation.rows import Row
+
+WEIGHT_FORMATS = {"bf16": "bf16", "fp16": "fp16", "fp16/bf16": "", "fp8": "fp8", "mxfp4": ""}
+KV_FORMATS = {"fp16/bf16": "", "auto": ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """What to simulate for one row, and what was assumed to do so."""
+
+    row: Row
+    experiment: Experiment
+    scored: slice
+    profile: EngineProfile
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the caller sets for all rows."""
+
+    folder: Path  # of the workload files
+    profile: str = ""  # an engine profile in place of that of each row's version
+    calibration: str = ""
+    seed: int = 0
+
+
+def scenario_of(row: Row, choices: Choices) -> Scenario:
+    """The experiment of a row.
+
+    Raises:
+        ConfigError: a cell that cannot be used, or cells that contradict each other.
+        InfeasiblePlan: a plan that cannot hold the model.
+    """
+    notes: list[str] = []
+    profile = _profile(row, choices, notes)
+    model = _model(row)
+    plan, cluster = _plan(row, model)
+    settings = _settings(row, choices, profile, cluster, model, notes)
+    table = load_of(row, choices.folder, choices.seed)
+    return Scenario(
+        row=row,
+        experiment=Experiment(
+            model=model,
+            cluster=cluster,
+            plan=plan,
+            settings=settings,
+            workload=table,
+            scheduler=_scheduler(row, profile),
+            router=_router(row, plan),
+            name=row.run_id,
+            seed=choices.seed,
+        ),
+        scored=scored_requests(row, table),
+        profile=profile,
+        notes=tuple(notes),
+    )
+
+
+def _profile(row: Row, choices: Choices, notes: list[str]) -> EngineProfile:
+    if choices.profile:
+        return load_profile(choices.profile)
+    version = row.text("engine_version")
+    if not version:
+        newest = profiles_of(row.text("engine"))[-1]
+        notes.append(f"engine_version not stated: {newest.name} assumed")
+        return newest
+    return profile_of_version(row.text("engine"), version)
+
+
+def _model(row: Row) -> ModelSpec:
+    weight, kv = row.text("weight_dtype").lower(), row.text("kv_dtype").lower()
+    model = load_model(row.text("model_hf"))
+    return model.with_formats(WEIGHT_FORMATS.get(weight, weight), KV_FORMATS.get(kv, kv))
+
+
+def _plan(row: Row, model: ModelSpec) -> tuple[ParallelPlan, ClusterSpec]:
+    """The plan of the whole deployment, on just the GPUs it takes."""
+    tp, pp, dp, ep = (row.integer(name, 1) for name in ("tp", "pp", "dp", "ep"))
+    if min(tp, pp, dp, ep) < 1:
+        raise ConfigError("tp, pp, dp, ep: expected whole numbers >= 1")
+    has_experts = any(layer.ffn.num_experts for layer in model.layer_kinds)
+    ranks = dp if has_experts else 1
+    replicas = row.integer("n_replicas", 1) * (1 if has_experts else dp)
+    plan = ParallelPlan(
+        tp=tp, pp=pp, dp=max(1, replicas), ep=tp * ranks if ep > 1 else 1, attention_dp=ranks
+    )
+    stated = row.integer("n_gpus", plan.num_gpus)
+    if stated < plan.num_gpus:
+        raise ConfigError(
+            f"n_gpus: expected at least {plan.num_gpus} for tp={tp}, pp={pp}, dp={dp} and "
+            f"{row.integer('n_replicas', 1)} replicas (got {stated})"
+        )
+    return plan, parse_cluster(f"{plan.num_gpus}x{row.text('gpu')}")
+
+
+def _settings(
+    row: Row,
+    choices: Choices,
+    profile: EngineProfile,
+    cluster: ClusterSpec,
+    model: ModelSpec,
+    notes: list[str],
+) -> EngineSettings:
+    graphs = row.text("cuda_graph").lower()
+    stated: dict[str, object] = {}
+    for column, name in (
+        ("max_num_batched_tokens", "max_num_batched_tokens"),
+        ("max_num_seqs", "max_num_seqs"),
+        ("block_size", "block_tokens"),
+        ("kv_blocks_gpu", "num_blocks"),
+        ("max_model_len", "max_model_len"),
+    ):
+        value = row.number(column)
+        if value:
+            stated[name] = row.integer(column)
+        elif name not in ("num_blocks", "max_model_len", "block_tokens"):
+            notes.append(f"{column} not stated: default of {profile.name}")
+    if (share := row.number("gpu_mem_util")) is not None:
+        stated["gpu_memory_utilization"] = share
+    if (caching := row.flag("prefix_caching")) is not None:
+        stated["prefix_caching"] = caching
+    if "eager" in graphs:
+        stated["cuda_graphs"] = False
+    if "async scheduling on" in graphs:
+        stated["async_scheduling"] = True
+    if "capture up to" in graphs:
+        stated["largest_graph"] = int(graphs.split("capture up to")[1].split()[0])
+    stated["max_model_len"] = min(
+        int(str(stated.get("max_model_len", model.max_context_tokens))), model.max_context_tokens
+    )
+    if "num_blocks" in stated:
+        del stated["max_model_len"]
+    return default_settings(
+        cluster.groups[0].gpu,
+        profile=choices.profile or profile.name,
+        calibration=choices.calibration,
+        **stated,  # type: ignore[arg-type]
+    )
+
+
+def _scheduler(row: Row, profile: EngineProfile) -> VllmV1:
+    return VllmV1(
+        chunked_prefill=row.flag("chunked_prefill") is not False,
+        reserve_full_prompt=profile.reserve_full_prompt,
+    )
+
+
+def _router(row: Row, plan: ParallelPlan) -> Router:
+    """A Kubernetes service picks a replica at random for each connection."""
+    if plan.dp > 1 and "k8s" in row.text("deployment"):
+        return Random()
+    return RoundRobin()
+
+
+def with_seed(scenario: Scenario, seed: int, folder: Path) -> Scenario:
+    """The same run, its random draws repeated with another seed."""
+    table = load_of(scenario.row, folder, seed)
+    experiment = replace(scenario.experiment, workload=table, seed=seed)
+    return replace(scenario, experiment=experiment)
