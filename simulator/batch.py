@@ -84,6 +84,8 @@ class DecodeSet:
     """Decoding sequences of one lane; `iteration` counts the iterations that advanced them."""
 
     __slots__ = (
+        "_age_heap",
+        "_ages",
         "_buckets",
         "_finish_at",
         "_finish_heap",
@@ -105,6 +107,8 @@ class DecodeSet:
         self._page_limits: list[tuple[int, Sequence, int, int]] = []  # as in WindowTotal, + weight
         self._finish_at: dict[int, list[Sequence]] = {}
         self._finish_heap: list[int] = []
+        self._ages: dict[int, int] = {}  # context - iteration, which never changes: sequences
+        self._age_heap: list[int] = []  # negated; those without sequences go when they are met
 
     def add(self, seq: Sequence) -> None:
         """`seq` has its prompt's KV and one more token; it decodes from the coming iteration on."""
@@ -116,6 +120,13 @@ class DecodeSet:
         self.kv_tokens += context
         for total in self.windows:
             total.add(seq, t)
+        age = context - t
+        ages = self._ages
+        if age in ages:
+            ages[age] += 1
+        else:
+            ages[age] = 1
+            heappush(self._age_heap, -age)
         residue = (t - context + 1) % self.layout.block_tokens
         self._buckets[residue] += self._growing_pages(seq, context, residue)
         due = self._finish_at.get(finish)
@@ -146,6 +157,7 @@ class DecodeSet:
         context = self.context(seq)
         self.num_seqs -= 1
         self.kv_tokens -= context
+        self._ages[context - self.iteration] -= 1
         for total in self.windows:
             total.remove(seq, context, self.iteration)
         residue = (self.iteration - context + 1) % self.layout.block_tokens
@@ -159,6 +171,13 @@ class DecodeSet:
         if due is not None and seq in due:
             due.remove(seq)
         return self.layout.pages(context - 1)
+
+    def spread_tokens(self) -> int:
+        """Tokens by which the contexts together fall short of the longest of them."""
+        ages, heap = self._ages, self._age_heap
+        while not ages[-heap[0]]:
+            del ages[-heappop(heap)]
+        return self.num_seqs * (self.iteration - heap[0]) - self.kv_tokens
 
     def new_pages(self) -> int:
         """Pages the coming iteration must be given."""

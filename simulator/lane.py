@@ -254,6 +254,8 @@ class Lane:
                     number += 1
                 slope = cost.decode_per_token[num]
                 price += cost.decode_base[num] + slope * tokens
+                if cost.decode_spread:
+                    price += cost.decode_spread[num] * decodes.spread_tokens()
                 growth += slope * growing
             if self.chunks:
                 price += self._prefill_ticks(cost)

@@ -281,6 +281,7 @@ class EngineSettings:
     max_model_len: int = 0  # 0 = the model's own context
     num_blocks: int = 0  # 0 = computed from memory
     host_overhead: Mapping[str, float] = field(default_factory=dict)  # fields of HostProfile
+    truncated_sampling: bool = False  # requests sample with top-p or top-k: logits are sorted
     async_scheduling: bool = False  # an iteration is planned when the one before it begins
     reserve_graphs: bool = True  # CUDA graphs are taken off before KV memory is counted
     largest_graph: int = 512  # tokens

@@ -56,6 +56,7 @@ class ExpertGemm:
     local_experts: int  # held by one GPU
     experts_per_token: int
     skew: float = 0.0  # extra share of tokens on the hottest GPU, beyond chance
+    popularity: float = 0.0  # exponent of the power law of how often experts are chosen
 
     @property
     def weight_bytes(self) -> float:
@@ -71,12 +72,13 @@ class ExpertGemm:
         return busiest_rows(self, tokens)
 
     def experts_hit(self, tokens: Tokens) -> Tokens:
-        """Expected distinct local experts at the busiest GPU's load: E_local (1 - (1 - k/E)^T)."""
+        """Expected distinct local experts at the busiest GPU's load."""
         share = self.local_experts / self.num_experts
         mean_rows = self.experts_per_token * share * tokens
         load = self.rows(tokens) / np.maximum(mean_rows, 1e-300)
-        miss = max(0.0, 1.0 - self.experts_per_token / self.num_experts)
-        hit = self.local_experts * (1.0 - np.power(miss, tokens * load))
+        hit = share * distinct_experts(
+            self.num_experts, self.experts_per_token, tokens * load, self.popularity
+        )
         return np.minimum(hit, self.rows(tokens))
 
     def flops(self, tokens: Tokens) -> Tokens:
@@ -87,6 +89,29 @@ class ExpertGemm:
 
     def memory_bytes(self, tokens: Tokens) -> Tokens:
         return self.experts_hit(tokens) * self.expert_bytes + self.activation_bytes(tokens)
+
+
+def distinct_experts(
+    num_experts: int, experts_per_token: int, tokens: Tokens, popularity: float
+) -> Tokens:
+    """Expected number of experts that at least one of the tokens chooses: sum of 1 - (1 - q_i)^T.
+
+    The i-th most popular expert is chosen by a token with q_i = min(1, c i^-popularity), the q_i
+    summing to `experts_per_token`; 0 = all alike, q = k/E.
+    """
+    weight = np.arange(1, num_experts + 1, dtype=np.float64) ** -popularity
+    chosen = np.minimum(1.0, experts_per_token * weight / weight.sum())
+    for _ in range(8):  # what is cut at 1 goes to the others
+        rest = chosen < 1.0
+        if not rest.any():
+            break
+        left = experts_per_token - np.count_nonzero(~rest)
+        chosen[rest] = np.minimum(1.0, left * weight[rest] / weight[rest].sum())
+    distinct: Tokens = np.zeros_like(tokens)
+    values, counts = np.unique(chosen, return_counts=True)
+    for value, count in zip(values, counts, strict=True):
+        distinct += count * (1.0 - np.power(1.0 - value, tokens))
+    return distinct
 
 
 def busiest_rows(op: ExpertGemm, tokens: Tokens) -> Tokens:

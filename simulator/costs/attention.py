@@ -21,6 +21,7 @@ class AttentionTime:
 
     decode_base_s: Tokens  # [num_decode]
     decode_per_token_s: float
+    decode_spread_s: Tokens  # [num_decode], a token short of the longest context
     prefill_base_s: float
     prefill_per_token_s: float
     prefill_per_pair_s: float
@@ -31,7 +32,7 @@ def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) ->
     """Affine coefficients of decode and prefill attention, measured where there are tables."""
     formula = _formula(work, num_decode, machine)
     if machine.tables is None or work.mla:
-        return formula
+        return _spread(formula, work, num_decode, machine)
     decode, prefill = fit_decode(work, machine.tables), fit_prefill(work, machine.tables)
     if decode is not None:
         formula = replace(
@@ -45,9 +46,28 @@ def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) ->
             formula,
             prefill_base_s=prefill.base_s,
             prefill_per_token_s=prefill.per_token_s,
-            prefill_per_pair_s=prefill.per_pair_s * softcap,
+            prefill_per_pair_s=prefill.per_pair_s * softcap / machine.host.sustained_compute,
         )
-    return formula
+    return _spread(formula, work, num_decode, machine)
+
+
+def _spread(
+    time: AttentionTime, work: AttentionWork, num_decode: Tokens, machine: Machine
+) -> AttentionTime:
+    """What unequal contexts cost: t_mean + alpha (t_max - t_mean).
+
+    One thread block works on the KV of one sequence and KV head. While all of them fit on the GPU
+    at once the longest decides (alpha = `decode_spread`); with more waves of blocks than one,
+    short ones fill the gaps that long ones leave, so alpha falls as 1 / waves.
+    """
+    waves = num_decode * _tiles(work) / machine.gpu.num_sms
+    alpha = machine.host.decode_spread / np.maximum(waves, 1.0)
+    return replace(time, decode_spread_s=alpha * time.decode_per_token_s)
+
+
+def _tiles(work: AttentionWork) -> float:
+    """Thread blocks that share the KV of a sequence side by side."""
+    return max(1.0, work.num_q_heads / MLA_HEADS_PER_TILE) if work.mla else work.num_kv_heads
 
 
 def _formula(work: AttentionWork, num_decode: Tokens, machine: Machine) -> AttentionTime:
@@ -59,9 +79,7 @@ def _formula(work: AttentionWork, num_decode: Tokens, machine: Machine) -> Atten
     """
     shares, gpu = machine.efficiency, machine.gpu
     per_token = _decode_token_s(work, machine)
-    tiles = float(work.num_kv_heads)
-    if work.mla:
-        tiles = max(1.0, work.num_q_heads / MLA_HEADS_PER_TILE)
+    tiles = _tiles(work)
     base = shares.decode_base_s + per_token * shares.decode_pages * DECODE_TILE_TOKENS / tiles
     wave = shares.decode_wave_s * tiles / gpu.num_sms
     peak = gpu.flops_per_s["bf16"]
@@ -75,6 +93,7 @@ def _formula(work: AttentionWork, num_decode: Tokens, machine: Machine) -> Atten
     return AttentionTime(
         decode_base_s=base + (wave + shares.decode_seq_s) * num_decode,
         decode_per_token_s=per_token,
+        decode_spread_s=np.zeros_like(num_decode),
         prefill_base_s=shares.prefill_base_s,
         prefill_per_token_s=max(shares.prefill_token_pairs * per_pair, moved),
         prefill_per_pair_s=per_pair,

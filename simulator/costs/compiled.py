@@ -23,6 +23,7 @@ class AttentionCost:
     """One attention kind (one window) of one stage, summed over that stage's layers of the kind.
 
     decode  = decode_base[B] + decode_per_token[B] * sum over sequences of min(context, window)
+              + decode_spread[B] * (B * longest context - sum of contexts), without a window
     prefill = prefill_base + prefill_per_token * tokens + prefill_per_pair * query-key pairs
               + prefill_per_context_token * cached context read
     """
@@ -30,6 +31,7 @@ class AttentionCost:
     window: int  # 0 = full
     decode_base: list[int]  # [num_decode], ticks; [0] = 0
     decode_per_token: list[int]  # [num_decode], ticks
+    decode_spread: list[int]  # [num_decode], ticks; [] = unequal contexts cost their mean
     prefill_base: int
     prefill_per_token: int
     prefill_per_pair: int

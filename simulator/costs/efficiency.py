@@ -168,6 +168,14 @@ class HostProfile:
     # Extra tokens on the hottest expert-parallel GPU beyond chance. Measured: a power law of 1.2
     # costs 1.01x (median) to 1.29x (p90) over balanced experts.
     expert_skew: float = 0.10
+    # Exponent of the power law of how often experts are chosen: what trained routers do on real
+    # text, so that a small batch reads fewer experts than chance. Engine profiles state it.
+    expert_popularity: float = 0.0
+    # Share of a decode batch's longest context that decides its attention (see costs.attention).
+    decode_spread: float = 0.0
+    # Share of the arithmetic rate of short measurements that holds under a steady load, whose
+    # power draw lowers the clock.
+    sustained_compute: float = 1.0
 
 
 def host_profile(settings: EngineSettings) -> HostProfile:

@@ -16,6 +16,7 @@ from simulator.costs.form_base import (
     wave_fill,
 )
 from simulator.spec import GpuSpec
+from simulator.work import distinct_experts
 
 TILES = ((64, 64), (64, 128), (64, 256), (128, 128), (128, 256), (256, 128))
 ACTIVATION_BYTES = 2.0
@@ -94,7 +95,12 @@ def expert_rows(x: Points) -> Array:
 
 
 def expert_hits(x: Points) -> Array:
-    """Expected distinct local experts with at least one row."""
+    """Expected distinct local experts with at least one row; all alike unless told otherwise."""
+    if "popularity" in x:  # one layer's shape, at several token counts
+        experts, k = int(x["num_experts"][0]), int(x["experts_per_token"][0])
+        distinct = distinct_experts(experts, k, x["num_tokens"], float(x["popularity"][0]))
+        hit = x["local_experts"] / experts * distinct
+        return np.maximum(np.minimum(hit, expert_rows(x)), 1e-3)
     miss = 1.0 - np.minimum(1.0, x["experts_per_token"] / x["num_experts"])
     hit = x["local_experts"] * (1.0 - np.power(miss, x["num_tokens"]))
     return np.maximum(np.minimum(hit, expert_rows(x)), 1e-3)

@@ -70,7 +70,7 @@ def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     if measured is not None:
         bounds = op_bounds(op, tokens, machine)
         least = np.maximum(np.maximum(bounds.compute_s, bounds.memory_s), bounds.network_s)
-        return np.maximum(measured, least)
+        return np.maximum(measured * _throttling(bounds, machine), least)
     if isinstance(op, Collective):
         return collective_time(op, tokens, machine.gpu).time_s
     fixed = fixed_s(op, machine)
@@ -85,6 +85,15 @@ def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     larger, smaller = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
     ratio = smaller / np.maximum(larger, 1e-300)
     return fixed + larger * np.power(1.0 + np.power(ratio, norm), 1.0 / norm)
+
+
+def _throttling(bounds: Bounds, machine: Machine) -> Tokens | float:
+    """What a lower clock under load adds to a short measurement, where arithmetic bounds the op."""
+    slower = 1.0 / machine.host.sustained_compute - 1.0
+    if slower == 0.0:
+        return 1.0
+    ratio = bounds.compute_s / np.maximum(bounds.memory_s, 1e-30)
+    return 1.0 + slower * ratio**2 / (1.0 + ratio**2)
 
 
 def _measured(op: Op, tokens: Tokens, machine: Machine) -> Tokens | None:
@@ -124,6 +133,7 @@ def _measured_experts(
         "local_experts": op.local_experts,
         "experts_per_token": op.experts_per_token,
         "is_gated": 1,
+        "popularity": op.popularity,
     }
     share = op.experts_per_token * op.local_experts / op.num_experts  # rows a token, on average
     gpu = machine.gpu

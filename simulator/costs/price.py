@@ -42,6 +42,11 @@ class Batch:
         """Sum over decoding sequences of the context they read."""
         return sum(num * (min(ctx, window) if window else ctx) for num, ctx in self.decode)
 
+    def spread_tokens(self) -> int:
+        """Tokens by which the decoding contexts together fall short of the longest of them."""
+        longest = max(context for _, context in self.decode)
+        return self.num_decode * longest - self.decode_kv_tokens(0)
+
     def pairs(self, window: int) -> int:
         """Query-key pairs of the chunks."""
         return sum(prefill_pairs(new, context, window) for new, context in self.prefill)
@@ -80,6 +85,8 @@ def attention_ticks(cost: AttentionCost, batch: Batch) -> int:
     if batch.num_decode:
         ticks += cost.decode_base[batch.num_decode]
         ticks += cost.decode_per_token[batch.num_decode] * batch.decode_kv_tokens(cost.window)
+        if cost.decode_spread:
+            ticks += cost.decode_spread[batch.num_decode] * batch.spread_tokens()
     if batch.prefill:
         ticks += cost.prefill_base
         ticks += cost.prefill_per_token * batch.prefill_tokens

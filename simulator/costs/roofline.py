@@ -85,7 +85,7 @@ def layout_of(
     node = group.gpus_per_node
     wide = ACTIVATION_BYTES * model.hidden_size
     kinds = tuple(
-        layer_work(layer, model, plan, node, machine.host.expert_skew)
+        layer_work(layer, model, plan, node, machine.host.expert_skew, machine.host.expert_popularity)
         for layer in model.layer_kinds
     )
     embedding = embedding_work(model, plan, node)
@@ -105,7 +105,7 @@ def layout_of(
         machine=machine,
         kinds=kinds,
         stages=tuple(stages),
-        logits=logits_work(model, plan, node),
+        logits=logits_work(model, plan, node, settings.truncated_sampling),
         windows=tuple(sorted({work.attention.window for work in kinds})),
         graph_sizes=graph_sizes(group.gpu, settings),
     )
@@ -244,10 +244,13 @@ def _attention_cost(
     layers = [(n, times[k]) for k, n in stage_attention(window, layout, stage)]
     base = sum((n * t.decode_base_s for n, t in layers), np.zeros_like(times[0].decode_base_s))
     slope = to_ticks(sum(n * t.decode_per_token_s for n, t in layers))
+    spread = sum((n * t.decode_spread_s for n, t in layers), np.zeros_like(base))
+    has_spread = window == 0 and bool(spread.any())
     return AttentionCost(
         window=window,
         decode_base=_ticks(base),
         decode_per_token=[slope] * len(base),
+        decode_spread=_ticks(spread) if has_spread else [],
         prefill_base=to_ticks(sum(n * t.prefill_base_s for n, t in layers)),
         prefill_per_token=to_ticks(sum(n * t.prefill_per_token_s for n, t in layers)),
         prefill_per_pair=to_ticks(sum(n * t.prefill_per_pair_s for n, t in layers)),

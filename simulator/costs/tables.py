@@ -67,9 +67,9 @@ class CostTables:
         return self._over(curve, "num_tokens", tokens, shape, KNOTS)
 
     def moe_s(
-        self, fmt: str, tokens: Array, shape: Mapping[str, int], around: tuple[float, float]
+        self, fmt: str, tokens: Array, shape: Mapping[str, float], around: tuple[float, float]
     ) -> Array | None:
-        """Seconds of all routed experts of a layer on one GPU, equally popular.
+        """Seconds of all routed experts of a layer on one GPU, with as many rows on each GPU.
 
         `around`: seconds, and seconds a token, of passes that are priced apart.
         """
@@ -101,7 +101,7 @@ class CostTables:
         curve: Curve,
         axis: str,
         values: Array,
-        shape: tuple[tuple[str, int], ...],
+        shape: tuple[tuple[str, float], ...],
         knots: Array,
         less: tuple[float, float] = (0.0, 0.0),
     ) -> Array:
@@ -135,7 +135,7 @@ class CostTables:
 
 
 @lru_cache(maxsize=4096)
-def _at_knots(curve: Curve, axis: str, shape: tuple[tuple[str, int], ...], num: int) -> Array:
+def _at_knots(curve: Curve, axis: str, shape: tuple[tuple[str, float], ...], num: int) -> Array:
     """Times at the first knots of an axis, never falling."""
     knots = (PAYLOADS if axis == "payload_bytes" else KNOTS)[:num]
     points = {name: np.full(num, float(size)) for name, size in shape} | {axis: knots}

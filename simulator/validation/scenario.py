@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simulator.catalog import load_model, parse_cluster
@@ -16,6 +17,10 @@ from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, ParallelPlan
 from simulator.validation.load import load_of, scored_requests
 from simulator.validation.rows import Row
 
+# Models whose published generation_config truncates (top-k or top-p), and clients that send no
+# sampling parameters of their own, so that it applies.
+TRUNCATING = ("llama-2-", "llama-3", "llama-4-", "qwen2.5-", "qwen3-")
+LEAVE_SAMPLING = ("inference-perf",)
 WEIGHT_FORMATS = {"bf16": "bf16", "fp16": "fp16", "fp16/bf16": "", "fp8": "fp8", "mxfp4": ""}
 KV_FORMATS = {"fp16/bf16": "", "auto": ""}
 
@@ -38,6 +43,7 @@ class Choices:
     folder: Path  # of the workload files
     profile: str = ""  # an engine profile in place of that of each row's version
     calibration: str = ""
+    host: Mapping[str, float] = field(default_factory=dict)  # over the profile's host times
     seed: int = 0
 
 
@@ -136,6 +142,9 @@ def _settings(
         stated["gpu_memory_utilization"] = share
     if (caching := row.flag("prefix_caching")) is not None:
         stated["prefix_caching"] = caching
+    stated["truncated_sampling"] = row.text("client") in LEAVE_SAMPLING and model.name.startswith(
+        TRUNCATING
+    )
     if "eager" in graphs:
         stated["cuda_graphs"] = False
     if "async scheduling on" in graphs:
@@ -151,6 +160,7 @@ def _settings(
         cluster.groups[0].gpu,
         profile=choices.profile or profile.name,
         calibration=choices.calibration,
+        host_overhead=choices.host,
         **stated,  # type: ignore[arg-type]
     )
 

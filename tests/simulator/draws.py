@@ -186,10 +186,12 @@ def _cost(
     if rng.random() < 0.3:
         stage_ns = (1_000_000,) * lanes
         return flat_cost(0, stage_ns=stage_ns, num_ranks=ranks, windows=windows, **sizes)
+    base_s = pick(rng, (4e-3, 1e-3))
     return toy_cost(
         num_stages=lanes,
         num_ranks=ranks,
         windows=windows,
-        base_s=pick(rng, (4e-3, 1e-3)),
+        base_s=base_s,
+        spread_s=1e-8 if base_s < 2e-3 else 0.0,
         **sizes,
     )

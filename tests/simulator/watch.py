@@ -227,6 +227,7 @@ def flat_cost(
                     kind,
                     decode_base=free,
                     decode_per_token=free,
+                    decode_spread=[],
                     prefill_per_context_token=0,
                     **nothing,
                 )
