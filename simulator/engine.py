@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import simpy
 
-from simulator.allocators import KVAllocator, PagedAllocator, PrefixCachingAllocator, PrefixIndex
+from simulator.allocators import (
+    KVAllocator,
+    PagedAllocator,
+    PrefixCachingAllocator,
+    PrefixIndex,
+    RemotePrefillAllocator,
+)
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
@@ -63,6 +69,7 @@ class Setup:
     max_model_len: int = 0
     prefix_caching: bool = True
     lead_ns: Ints | None = None  # of each request, from its sending to its arrival; None = 0
+    remote_prefill: bool = False  # the KV of prompts comes from instances that only prefill
     plans_ahead: bool = False  # asynchronous scheduling: each iteration is planned one ahead
     horizon_ns: int = FOREVER
     coalesce: bool = True
@@ -218,6 +225,8 @@ def build(
 
 
 def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:
+    if setup.remote_prefill:
+        return RemotePrefillAllocator(kind.num_pages)
     if not setup.prefix_caching or setup.table.hash_ids is None:
         return PagedAllocator(kind.num_pages)
     layout = kind.layout

@@ -40,14 +40,16 @@ class EngineProfile:
     gpu_memory_utilization: float = 0.92
     prefix_caching: bool = True
     largest_graph: int = 512  # tokens
+    disaggregates: bool = True  # False = its prefill and decode instances served requests whole
     # (least GPU memory in GiB, token budget, sequences), first match from the top
     limits: tuple[tuple[float, int, int], ...] = ((0.0, 2048, 256),)
+    small_a100: bool = True  # an A100 has the limits of a GPU with less memory
     host: Mapping[str, float] = field(default_factory=dict)  # fields of HostProfile, seconds
 
     def server_limits(self, gpu: GpuSpec) -> tuple[int, int]:
-        """(max_num_batched_tokens, max_num_seqs) on this GPU; an A100 counts as a small one."""
+        """(max_num_batched_tokens, max_num_seqs) on this GPU."""
         memory_gib = gpu.memory_bytes / GIB
-        if "a100" in gpu.name.lower():
+        if self.small_a100 and "a100" in gpu.name.lower():
             memory_gib = min(memory_gib, 69.0)
         return next((t, s) for least, t, s in self.limits if memory_gib >= least)
 
@@ -100,7 +102,7 @@ def profile_of_version(engine: str, version: str) -> EngineProfile:
         first = ".".join(map(str, mine[0].since))
         last = ".".join(map(str, NEWEST[mine[-1].engine]))
         raise ConfigError(
-            f"engine_version: expected a version of {engine} from {first} to {last} (got {version!r})"
+            f"engine_version: expected one of {engine} from {first} to {last} (got {version!r})"
         )
     return fitting[-1]
 

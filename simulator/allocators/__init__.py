@@ -10,6 +10,7 @@ from typing import Protocol
 
 from simulator.allocators.paged import PagedAllocator
 from simulator.allocators.prefix import PrefixCachingAllocator, PrefixIndex
+from simulator.allocators.remote import RemotePrefillAllocator
 from simulator.request import Sequence
 
 
@@ -42,4 +43,11 @@ class KVAllocator(Protocol):
 
 ALLOCATORS: dict[str, type] = {"paged": PagedAllocator, "prefix_caching": PrefixCachingAllocator}
 
-__all__ = ["ALLOCATORS", "KVAllocator", "PagedAllocator", "PrefixCachingAllocator", "PrefixIndex"]
+__all__ = [
+    "ALLOCATORS",
+    "KVAllocator",
+    "PagedAllocator",
+    "PrefixCachingAllocator",
+    "PrefixIndex",
+    "RemotePrefillAllocator",
+]

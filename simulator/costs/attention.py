@@ -46,7 +46,7 @@ def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) ->
             formula,
             prefill_base_s=prefill.base_s,
             prefill_per_token_s=prefill.per_token_s,
-            prefill_per_pair_s=prefill.per_pair_s * softcap / machine.host.sustained_compute,
+            prefill_per_pair_s=prefill.per_pair_s * softcap,
         )
     return _spread(formula, work, num_decode, machine)
 

@@ -9,7 +9,7 @@ that is an assumption, and `source` says so. `calibration` replaces these values
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from simulator.errors import unknown_name
 from simulator.spec import EngineSettings, GpuSpec, NumberFormat
@@ -81,10 +81,15 @@ class Efficiency:
     mla_compute: float = 0.66
     mla_memory: float = 0.89
     elementwise_memory: float = 0.80  # aiconfigurator
+    # Largest share of the arithmetic peak a GEMM keeps up under load, by compute format: short
+    # measurements reach more than the power limit lets a server sustain. Fitted on the TTFT of
+    # measured runs with long prompts: bf16 on llm-d's H100 runs of Llama-3.1-8B (A100 runs show
+    # no such limit), fp8 on InferenceX's H200 runs of Llama-3.3-70B.
+    sustained: Mapping[str, float] = field(default_factory=dict)
     source: str = "H200: aiconfigurator 0.12 tables (vLLM 0.24), medians"
 
 
-HOPPER = Efficiency()
+HOPPER = Efficiency(sustained={"bf16": 0.68, "fp8": 0.57})
 GENERATIONS: Mapping[str, Efficiency] = {
     "hopper": HOPPER,
     "blackwell": replace(
@@ -96,6 +101,7 @@ GENERATIONS: Mapping[str, Efficiency] = {
     ),
     "ampere": replace(
         HOPPER,
+        sustained={"bf16": 0.78},
         gemm_compute=0.80,
         int4_memory=0.85,
         prefill_compute=0.66,
@@ -173,9 +179,6 @@ class HostProfile:
     expert_popularity: float = 0.0
     # Share of a decode batch's longest context that decides its attention (see costs.attention).
     decode_spread: float = 0.0
-    # Share of the arithmetic rate of short measurements that holds under a steady load, whose
-    # power draw lowers the clock.
-    sustained_compute: float = 1.0
 
 
 def host_profile(settings: EngineSettings) -> HostProfile:

@@ -69,8 +69,9 @@ def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     measured = _measured(op, tokens, machine)
     if measured is not None:
         bounds = op_bounds(op, tokens, machine)
-        least = np.maximum(np.maximum(bounds.compute_s, bounds.memory_s), bounds.network_s)
-        return np.maximum(measured * _throttling(bounds, machine), least)
+        compute_s = bounds.compute_s / _sustained(op, machine)
+        least = np.maximum(np.maximum(compute_s, bounds.memory_s), bounds.network_s)
+        return np.maximum(measured, least)
     if isinstance(op, Collective):
         return collective_time(op, tokens, machine.gpu).time_s
     fixed = fixed_s(op, machine)
@@ -87,13 +88,13 @@ def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     return fixed + larger * np.power(1.0 + np.power(ratio, norm), 1.0 / norm)
 
 
-def _throttling(bounds: Bounds, machine: Machine) -> Tokens | float:
-    """What a lower clock under load adds to a short measurement, where arithmetic bounds the op."""
-    slower = 1.0 / machine.host.sustained_compute - 1.0
-    if slower == 0.0:
+def _sustained(op: Op, machine: Machine) -> float:
+    """Share of the arithmetic peak that lasts."""
+    if not isinstance(op, Gemm | ExpertGemm):
         return 1.0
-    ratio = bounds.compute_s / np.maximum(bounds.memory_s, 1e-30)
-    return 1.0 + slower * ratio**2 / (1.0 + ratio**2)
+    fmt = WEIGHT_FORMATS[op.format]
+    compute = fmt.compute if fmt.compute in machine.gpu.flops_per_s else fmt.fallback_compute
+    return machine.efficiency.sustained.get(compute, 1.0)
 
 
 def _measured(op: Op, tokens: Tokens, machine: Machine) -> Tokens | None:

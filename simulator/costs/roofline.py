@@ -85,7 +85,9 @@ def layout_of(
     node = group.gpus_per_node
     wide = ACTIVATION_BYTES * model.hidden_size
     kinds = tuple(
-        layer_work(layer, model, plan, node, machine.host.expert_skew, machine.host.expert_popularity)
+        layer_work(
+            layer, model, plan, node, machine.host.expert_skew, machine.host.expert_popularity
+        )
         for layer in model.layer_kinds
     )
     embedding = embedding_work(model, plan, node)

@@ -89,9 +89,8 @@ def _lengths(row: Row, side: str, count: int, seed: int) -> Ints:
         # Outputs that end by themselves: exponential, the widest guess a mean alone allows.
         rng = stream(seed, f"workload.{side}_tokens")
         return np.maximum(1, rng.exponential(mean, count).round()).astype(np.int64)
-    raise ConfigError(
-        f"{side}_len_kind: expected file, constant, uniform, shared_prefix or natural (got {kind!r})"
-    )
+    kinds = "file, constant, uniform, shared_prefix or natural"
+    raise ConfigError(f"{side}_len_kind: expected {kinds} (got {kind!r})")
 
 
 def _arrivals(row: Row, recorded: pd.DataFrame | None, count: int, seed: int) -> tuple[int, Ints]:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from simulator.catalog import load_model, parse_cluster
 from simulator.defaults import default_settings
+from simulator.disaggregated import simulate_disaggregated
+from simulator.engine import simulate
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.profiles import EngineProfile, load_profile, profile_of_version, profiles_of
+from simulator.recorder import Result
 from simulator.routers import Random, RoundRobin, Router
 from simulator.schedulers import VllmV1
 from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, ParallelPlan
@@ -34,6 +37,13 @@ class Scenario:
     scored: slice
     profile: EngineProfile
     notes: tuple[str, ...]
+    instances: tuple[int, int] = (0, 0)  # that only prefill, and only decode; (0, 0) = all do both
+
+    def simulate(self) -> Result:
+        """Run it."""
+        if self.instances == (0, 0):
+            return simulate(self.experiment)
+        return simulate_disaggregated(self.experiment, *self.instances)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +67,12 @@ def scenario_of(row: Row, choices: Choices) -> Scenario:
     notes: list[str] = []
     profile = _profile(row, choices, notes)
     model = _model(row)
-    plan, cluster = _plan(row, model)
+    instances = _instances(row)
+    if sum(instances) and not profile.disaggregates:
+        notes.append(f"{profile.name}: instances taken to serve requests whole")
+        row = Row({**row.cells, "n_replicas": str(sum(instances)), "n_prefill": "", "n_decode": ""})
+        instances = (0, 0)
+    plan, cluster = _plan(row, model, instances)
     settings = _settings(row, choices, profile, cluster, model, notes)
     table = load_of(row, choices.folder, choices.seed)
     return Scenario(
@@ -76,7 +91,19 @@ def scenario_of(row: Row, choices: Choices) -> Scenario:
         scored=scored_requests(row, table),
         profile=profile,
         notes=tuple(notes),
+        instances=instances,
     )
+
+
+def _instances(row: Row) -> tuple[int, int]:
+    """How many instances only prefill and only decode."""
+    prefill, decode = row.integer("n_prefill", 0), row.integer("n_decode", 0)
+    is_apart = "disaggregated" in row.text("deployment")
+    if is_apart and not (prefill and decode):
+        raise ConfigError("n_prefill, n_decode: expected both for a disaggregated deployment")
+    if (prefill > 0) != (decode > 0):
+        raise ConfigError(f"n_prefill, n_decode: expected both or none (got {prefill}, {decode})")
+    return prefill, decode
 
 
 def _profile(row: Row, choices: Choices, notes: list[str]) -> EngineProfile:
@@ -96,7 +123,9 @@ def _model(row: Row) -> ModelSpec:
     return model.with_formats(WEIGHT_FORMATS.get(weight, weight), KV_FORMATS.get(kv, kv))
 
 
-def _plan(row: Row, model: ModelSpec) -> tuple[ParallelPlan, ClusterSpec]:
+def _plan(
+    row: Row, model: ModelSpec, instances: tuple[int, int]
+) -> tuple[ParallelPlan, ClusterSpec]:
     """The plan of the whole deployment, on just the GPUs it takes."""
     tp, pp, dp, ep = (row.integer(name, 1) for name in ("tp", "pp", "dp", "ep"))
     if min(tp, pp, dp, ep) < 1:
@@ -107,13 +136,14 @@ def _plan(row: Row, model: ModelSpec) -> tuple[ParallelPlan, ClusterSpec]:
     plan = ParallelPlan(
         tp=tp, pp=pp, dp=max(1, replicas), ep=tp * ranks if ep > 1 else 1, attention_dp=ranks
     )
-    stated = row.integer("n_gpus", plan.num_gpus)
-    if stated < plan.num_gpus:
+    num_gpus = plan.num_gpus * max(1, sum(instances))
+    stated = row.integer("n_gpus", num_gpus)
+    if stated < num_gpus:
         raise ConfigError(
-            f"n_gpus: expected at least {plan.num_gpus} for tp={tp}, pp={pp}, dp={dp} and "
-            f"{row.integer('n_replicas', 1)} replicas (got {stated})"
+            f"n_gpus: expected at least {num_gpus} for tp={tp}, pp={pp}, dp={dp} and "
+            f"{max(plan.dp, sum(instances))} instances (got {stated})"
         )
-    return plan, parse_cluster(f"{plan.num_gpus}x{row.text('gpu')}")
+    return plan, parse_cluster(f"{num_gpus}x{row.text('gpu')}")
 
 
 def _settings(
@@ -134,7 +164,9 @@ def _settings(
         ("max_model_len", "max_model_len"),
     ):
         value = row.number(column)
-        if value:
+        if _is_guess(row, column):
+            notes.append(f"{column} not stated: default of {profile.name}")
+        elif value:
             stated[name] = row.integer(column)
         elif name not in ("num_blocks", "max_model_len", "block_tokens"):
             notes.append(f"{column} not stated: default of {profile.name}")
@@ -165,6 +197,15 @@ def _settings(
     )
 
 
+def _is_guess(row: Row, column: str) -> bool:
+    """Whether the row says that the source did not state a setting, so that its value is a guess."""
+    for remark in row.text("assumed_settings").split(";"):
+        name, _, text = remark.partition(":")
+        if name.strip() == column and "not stated" in text:
+            return True
+    return False
+
+
 def _scheduler(row: Row, profile: EngineProfile) -> VllmV1:
     return VllmV1(
         chunked_prefill=row.flag("chunked_prefill") is not False,
@@ -174,7 +215,7 @@ def _scheduler(row: Row, profile: EngineProfile) -> VllmV1:
 
 def _router(row: Row, plan: ParallelPlan) -> Router:
     """A Kubernetes service picks a replica at random for each connection."""
-    if plan.dp > 1 and "k8s" in row.text("deployment"):
+    if plan.dp > 1 and row.text("deployment") != "colocated":
         return Random()
     return RoundRobin()
 
