@@ -33,10 +33,14 @@ def run(experiment: str | None, values: Values) -> int:
                 show(done, total, f"best: {best.label}" if best else "")
 
         outcome = run_search(spec, progress=progress, store=values["store"])
-    found = None
+    found, is_cut = None, False
     if draws and outcome.best is not None and not outcome.interrupted:
-        with progress_bar("draws of the best plans") as show:
-            found = search_uncertainty(spec, outcome, draws, progress=show, store=values["store"])
+        try:
+            with progress_bar("draws of the best plans") as show:
+                store = values["store"]
+                found = search_uncertainty(spec, outcome, draws, progress=show, store=store)
+        except KeyboardInterrupt:  # the search itself is finished and worth showing
+            is_cut = True
     if values["json"]:
         print_json(outcome.to_json() | ({"uncertainty": found.to_json()} if found else {}))
     else:
@@ -48,7 +52,7 @@ def run(experiment: str | None, values: Values) -> int:
 
             print_search_uncertainty(console(), outcome, found)
     sys.stdout.flush()
-    return exit_code(outcome)
+    return INTERRUPTED if is_cut else exit_code(outcome)
 
 
 def exit_code(outcome: SearchOutcome) -> int:

@@ -64,7 +64,10 @@ def print_search_uncertainty(
     statistic = f"{outcome.objective_statistic} " if "{}" in goal.metric else ""
     line("")
     line(f"Uncertainty: {WHAT.format(found.num_draws)}", "bold")
-    table = _table("#", "plan", f"{statistic}{goal.title}", "median", "80 % interval", "best in")
+    unit = "" if goal.unit == "ms" else f", {goal.unit}"
+    table = _table(
+        "#", "plan", f"{statistic}{goal.title}{unit}", "median", "80 % interval", "best in"
+    )
     table.columns[1].justify = "left"
     for plan in found.plans:
         spread = plan.spread
