@@ -217,7 +217,8 @@ def _fail(message: object, code: int) -> int:
 def _with_draws(arguments: Sequence[str]) -> list[str]:
     """The words typed, with the number of draws after an --uncertainty that stands alone."""
     words = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for place, word in enumerate(arguments):
+        following = "".join(arguments[place + 1 : place + 2])
         words.append(word)
         if word == "--uncertainty" and not re.fullmatch(r"[-+]?[\d.,]+", following):
             words.append(str(flags.DRAWS))
