@@ -1,4 +1,4 @@
-"""What `headway calibrate` does: import, fit, report. Called by `simulator.commands`."""
+"""What `headway calibrate` does: import, fit, errors, report. Called by `simulator.commands`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from calibration.aiconfigurator import import_tables
 from calibration.boost import Boosting
 from calibration.curves import fit_and_write, held_out_misses, summary, write_card
+from calibration.errors import write_errors
 from calibration.evaluate import beyond, errors_of
 from calibration.fit import COMPACT, PRECISE
 from calibration.tables import Tables, read_tables, write_tables
@@ -40,6 +41,16 @@ def fit_command(folder: str, *, compact: bool = False, out: str = "") -> dict[st
     return document
 
 
+def errors_command(folder: str, *, out: str = "") -> dict[str, Any]:
+    """Errors of prices, errors.json, from the tables of a folder; beside its curves, or to `out`.
+
+    `fit` does it too; this is for curves that stay as they are.
+    """
+    found = read_tables(Path(folder))
+    path, errors = write_errors(found, _new_folder(out or folder))
+    return _document(found, folder) | {"errors": str(path), **_stated(errors)}
+
+
 def report_command(folder: str) -> dict[str, Any]:
     """Held-out errors in range and beyond it, and a figure of them."""
     from calibration.report import save_figure
@@ -62,8 +73,22 @@ def report_command(folder: str) -> dict[str, Any]:
 
 
 def _fitted(found: Tables, folder: Path, how: Boosting) -> dict[str, Any]:
-    path, errors = fit_and_write(found, folder, how)
-    return _document(found, str(folder)) | {"curves": str(path), "held_out": errors}
+    path, held_out = fit_and_write(found, folder, how)
+    drawn, errors = write_errors(found, folder)
+    written = {"curves": str(path), "held_out": held_out, "errors": str(drawn)}
+    return _document(found, str(folder)) | written | _stated(errors)
+
+
+def _stated(errors: dict[str, Any]) -> dict[str, Any]:
+    """What errors.json says of each op, without its rows."""
+    left_out = {
+        (f"{name}, roofline" if kind == "roofline" else name): {
+            key: entry[key] for key in ("mape", "quantiles", "points", "families")
+        }
+        for kind in ("ops", "roofline")
+        for name, entry in errors[kind].items()
+    }
+    return {"coverage_80": errors["coverage_80"], "left_out": left_out}
 
 
 def _document(found: Tables, folder: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -54,7 +55,7 @@ def explain(experiment: str | None, **values: Any) -> None:
 
 
 def calibrate(action: str, target: str, **values: Any) -> None:
-    """Cost tables from measured kernels: import a database, fit or report a folder."""
+    """Cost tables from measured kernels: import a database; fit, find errors or report a folder."""
     from simulator.commands.calibrate import run
 
     run(action, target, values)
@@ -121,7 +122,7 @@ def _argument(name: str, metavar: str, help_text: str) -> inspect.Parameter:
 
 
 CALIBRATION = (
-    _argument("action", "import|fit|report", "What to do."),
+    _argument("action", "import|fit|errors|report", "What to do."),
     _argument("target", "aiconfigurator|FOLDER", "Database to import, or folder of tables."),
 )
 
@@ -151,7 +152,7 @@ def _add(
 _add(
     simulate,
     flags.SIMULATE,
-    "headway simulate experiments/quickstart.yaml",
+    "headway simulate experiments/quickstart.yaml --uncertainty",
     "headway simulate --model llama-3.1-8b --cluster 1xH100-SXM --trace chat-1k --tp 1 --json",
 )
 _add(
@@ -172,6 +173,7 @@ _add(
     flags.CALIBRATE,
     "headway calibrate import aiconfigurator --system h200_sxm --engine vllm --out h200 --json",
     "headway calibrate fit h200",
+    "headway calibrate errors h200",
     "headway calibrate report h200",
     arguments=CALIBRATION,
 )
@@ -212,10 +214,22 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
+def _with_draws(arguments: Sequence[str]) -> list[str]:
+    """The words typed, with the number of draws after an --uncertainty that stands alone."""
+    words = []
+    for place, word in enumerate(arguments):
+        following = "".join(arguments[place + 1 : place + 2])
+        words.append(word)
+        if word == "--uncertainty" and not re.fullmatch(r"[-+]?[\d.,]+", following):
+            words.append(str(flags.DRAWS))
+    return words
+
+
 def run(arguments: Sequence[str]) -> int:
     """The exit code of a command line."""
     try:
-        code = app(args=list(arguments) or ["--help"], prog_name="headway", standalone_mode=False)
+        words = _with_draws(arguments) or ["--help"]
+        code = app(args=words, prog_name="headway", standalone_mode=False)
     except typer.TyperException as error:  # a usage error
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "headway"

@@ -268,6 +268,14 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriceDraw:
+    """One draw of the errors of kernel prices; see `simulator.costs.error`."""
+
+    seed: int
+    number: int  # of the draw, from 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
     """Settings of the engine that price and memory depend on (vLLM's names and defaults)."""
 
@@ -287,3 +295,4 @@ class EngineSettings:
     largest_graph: int = 512  # tokens
     calibration: str = ""  # folder of fitted curves; "" = embedded ones, "roofline" = none
     extrapolate: bool = False  # use the folder's curves far beyond what was measured
+    draw: PriceDraw | None = None  # errors to price with; None = prices as they are

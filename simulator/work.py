@@ -67,6 +67,13 @@ class ExpertGemm:
     def expert_bytes(self) -> float:
         return self.in_size * self.out_size * WEIGHT_FORMATS[self.format].bits / 8
 
+    @property
+    def layer_sizes(self) -> tuple[int, int]:
+        """Hidden size, and width of one expert; experts are gated: two up-projections."""
+        if self.name.endswith("up"):
+            return self.in_size, self.out_size // 2
+        return self.out_size, self.in_size
+
     def rows(self, tokens: Tokens) -> Tokens:
         """Token-expert pairs on the busiest GPU."""
         return busiest_rows(self, tokens)

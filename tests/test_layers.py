@@ -43,7 +43,7 @@ LAYERS: tuple[set[str], ...] = (
     {"engine"},
     # 6: around a run
     {"energy", "frames", "itl", "latency", "metrics", "occupancy", "save", "segments"}
-    | {"utilisation", "config", "report", "search"},
+    | {"utilisation", "config", "report", "search", "uncertainty"},
     # 7: the command line
     {"cli", "commands", "__main__"},
 )

@@ -192,6 +192,15 @@ COALESCE = _panel(
         help="One iteration at a time: same request times, slower.",
     ),
 )
+DRAWS = 20
+UNCERTAINTY = _panel(
+    "Run",
+    Flag(
+        name="--uncertainty",
+        metavar="[N]",
+        help=f"Intervals from N draws of the errors of kernel prices; alone: {DRAWS}.",
+    ),
+)
 JSON = Flag(name="--json", kind=bool, help="Print one JSON document.")
 SAVE = (
     Flag(name="--save-result", metavar="FILE", help="Write the result of vllm bench serve, .json."),
@@ -273,6 +282,8 @@ CALIBRATE = _panel(
     Flag(name="--compact", kind=bool, help="fit: fewer trees, a file small enough to ship."),
     JSON,
 )
-SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *WORKLOAD, *RUN, *COALESCE, JSON, *SAVE)
-SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN, JSON)
+SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *WORKLOAD, *RUN, *COALESCE, *UNCERTAINTY)
+SIMULATE += (JSON, *SAVE)
+SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
+SEARCH += (*UNCERTAINTY, JSON)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)

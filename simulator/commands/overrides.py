@@ -11,6 +11,7 @@ from simulator.errors import ConfigError
 
 SYNTHETIC_KEYS = ("num_prompts", "request_rate", "input_len", "output_len")
 SLO_NAMES = ("ttft", "tpot", "e2e", "attainment")
+MOST_DRAWS = 10_000
 Values = Mapping[str, Any]  # what the user typed, by parameter; None or () = not given
 
 
@@ -32,6 +33,20 @@ def document_of(experiment: str | None, flags: Sequence[Flag], values: Values) -
     for text in values.get("set") or ():
         document = _with_key(document, text)
     return document
+
+
+def num_draws(values: Values) -> int:
+    """What --uncertainty asks for; 0 = nothing.
+
+    Raises:
+        ConfigError: a number of draws that no interval comes from.
+    """
+    text = values["uncertainty"]
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit() and 2 <= int(text) <= MOST_DRAWS):
+        raise ConfigError(f"--uncertainty: expected an int from 2 to {MOST_DRAWS:,} (got {text})")
+    return int(text)
 
 
 def _spelled_out(document: Document) -> Document:

@@ -6,10 +6,11 @@ import sys
 
 from simulator.commands.flags import SEARCH
 from simulator.commands.output import console, print_json, progress_bar
-from simulator.commands.overrides import Values, document_of
+from simulator.commands.overrides import Values, document_of, num_draws
 from simulator.config import resolve_search
 from simulator.errors import InfeasiblePlan, InvariantViolation
 from simulator.search import PlanRecord, SearchOutcome, run_search
+from simulator.uncertainty import check_errors, search_uncertainty
 
 INTERRUPTED = 130
 
@@ -21,7 +22,10 @@ def run(experiment: str | None, values: Values) -> int:
         InfeasiblePlan: no plan can serve the workload.
         InvariantViolation: a plan broke the simulator.
     """
+    draws = num_draws(values)
     spec = resolve_search(document_of(experiment, SEARCH, values))
+    if draws:
+        check_errors(spec.cluster, str(spec.engine.get("calibration", "")))
     with progress_bar("plans") as show:
 
         def progress(done: int, total: int, best: PlanRecord | None) -> None:
@@ -29,14 +33,26 @@ def run(experiment: str | None, values: Values) -> int:
                 show(done, total, f"best: {best.label}" if best else "")
 
         outcome = run_search(spec, progress=progress, store=values["store"])
+    found, is_cut = None, False
+    if draws and outcome.best is not None and not outcome.interrupted:
+        try:
+            with progress_bar("draws of the best plans") as show:
+                store = values["store"]
+                found = search_uncertainty(spec, outcome, draws, progress=show, store=store)
+        except KeyboardInterrupt:  # the search itself is finished and worth showing
+            is_cut = True
     if values["json"]:
-        print_json(outcome.to_json())
+        print_json(outcome.to_json() | ({"uncertainty": found.to_json()} if found else {}))
     else:
         from simulator.report.search_table import print_outcome
 
         print_outcome(console(), outcome)
+        if found:
+            from simulator.report.uncertainty_table import print_search_uncertainty
+
+            print_search_uncertainty(console(), outcome, found)
     sys.stdout.flush()
-    return exit_code(outcome)
+    return INTERRUPTED if is_cut else exit_code(outcome)
 
 
 def exit_code(outcome: SearchOutcome) -> int:

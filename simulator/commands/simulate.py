@@ -7,7 +7,7 @@ from pathlib import Path
 
 from simulator.commands.flags import SIMULATE
 from simulator.commands.output import console, print_json, progress_bar
-from simulator.commands.overrides import Values, document_of
+from simulator.commands.overrides import Values, document_of, num_draws
 from simulator.config import resolve_experiment
 from simulator.engine import simulate
 from simulator.errors import ConfigError
@@ -20,18 +20,31 @@ from simulator.save import check_writable, save_requests, save_result
 def run(experiment: str | None, values: Values) -> None:
     """Simulate, save what is asked for, print the summary."""
     check_outputs(values)
+    draws = num_draws(values)
     document = document_of(experiment, SIMULATE, values)
     resolved = resolve_experiment(document)
+    if draws:
+        from simulator.uncertainty import check_errors, run_uncertainty
+
+        check_errors(resolved.cluster, resolved.settings.calibration)
     with progress_bar("simulating requests") as show:
         result = simulate(resolved, show)
     summary = summarise(resolved, result)
     save(resolved, result, summary, values, document.data.get("workload"))
+    found = None
+    if draws:
+        with progress_bar("draws") as show:
+            found = run_uncertainty(resolved, summary, draws, progress=show)
     if values["json"]:
-        print_json(summary)
+        print_json(summary | ({"uncertainty": found.to_json()} if found else {}))
         return
     from simulator.report.tables import print_summary
 
     print_summary(console(), resolved, summary)
+    if found:
+        from simulator.report.uncertainty_table import print_run_uncertainty
+
+        print_run_uncertainty(console(), found)
 
 
 def check_outputs(values: Values) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.costs.attention_fit import fit_decode, fit_prefill
+from simulator.costs.attention_fit import DecodeFit, PrefillFit, fit_decode, fit_prefill
 from simulator.costs.ops import Machine
 from simulator.spec import KV_FORMATS
 from simulator.work import AttentionWork, Tokens
@@ -32,7 +32,8 @@ def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) ->
     """Affine coefficients of decode and prefill attention, measured where there are tables."""
     formula = _formula(work, num_decode, machine)
     if machine.tables is None or work.mla:
-        return _spread(formula, work, num_decode, machine)
+        times = _erring(formula, work, machine, (None, None))
+        return _spread(times, work, num_decode, machine)
     decode, prefill = fit_decode(work, machine.tables), fit_prefill(work, machine.tables)
     if decode is not None:
         formula = replace(
@@ -48,7 +49,8 @@ def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) ->
             prefill_per_token_s=prefill.per_token_s,
             prefill_per_pair_s=prefill.per_pair_s * softcap,
         )
-    return _spread(formula, work, num_decode, machine)
+    times = _erring(formula, work, machine, (decode, prefill))
+    return _spread(times, work, num_decode, machine)
 
 
 def _spread(
@@ -68,6 +70,32 @@ def _spread(
 def _tiles(work: AttentionWork) -> float:
     """Thread blocks that share the KV of a sequence side by side."""
     return max(1.0, work.num_q_heads / MLA_HEADS_PER_TILE) if work.mla else work.num_kv_heads
+
+
+def _erring(
+    times: AttentionTime,
+    work: AttentionWork,
+    machine: Machine,
+    measured: tuple[DecodeFit | None, PrefillFit | None],
+) -> AttentionTime:
+    """Times off by the errors that are drawn, no token or pair cheaper than the roofline's."""
+    if machine.error is None:
+        return times
+    decode, prefill = (
+        machine.error.attention_factor(name, work, machine.tables if fit else None)
+        for name, fit in zip(("decode_attention", "prefill_attention"), measured, strict=True)
+    )
+    least_token_s = work.kv_bytes_per_token / machine.gpu.memory_bytes_per_s
+    least_pair_s = work.prefill_flops_per_pair / machine.gpu.flops_per_s["bf16"]
+    return replace(
+        times,
+        decode_base_s=decode * times.decode_base_s,
+        decode_per_token_s=max(decode * times.decode_per_token_s, least_token_s),
+        prefill_base_s=prefill * times.prefill_base_s,
+        prefill_per_token_s=prefill * times.prefill_per_token_s,
+        prefill_per_pair_s=max(prefill * times.prefill_per_pair_s, least_pair_s),
+        prefill_per_context_token_s=prefill * times.prefill_per_context_token_s,
+    )
 
 
 def _formula(work: AttentionWork, num_decode: Tokens, machine: Machine) -> AttentionTime:

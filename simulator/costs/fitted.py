@@ -22,6 +22,7 @@ from simulator.spec import EngineSettings, GpuSpec
 CURVES = "curves.json"
 FORMAT = 1  # of curves.json
 ROOFLINE = "roofline"  # the calibration that uses no tables
+EMBEDDED = CONFIGS / "calibrated"
 
 
 def tables_of(gpu: GpuSpec, settings: EngineSettings) -> CostTables | None:
@@ -30,15 +31,11 @@ def tables_of(gpu: GpuSpec, settings: EngineSettings) -> CostTables | None:
     Raises:
         ConfigError: a calibration that cannot be used, or is another GPU's.
     """
-    if settings.calibration == ROOFLINE:
+    folder = fitted_folder(gpu, settings)
+    if folder is None:
         return None
-    if settings.calibration:
-        path = Path(settings.calibration) / CURVES
-        extrapolate = settings.extrapolate
-    else:
-        path, extrapolate = CONFIGS / "calibrated" / gpu.name.lower() / CURVES, True
-        if not path.exists():
-            return None
+    path = folder / CURVES
+    extrapolate = settings.extrapolate or not settings.calibration
     try:
         changed = path.stat().st_mtime_ns
     except OSError:
@@ -46,6 +43,16 @@ def tables_of(gpu: GpuSpec, settings: EngineSettings) -> CostTables | None:
             f"{path}: does not exist; `headway calibrate fit {path.parent}` writes it"
         ) from None
     return _tables(path, changed, _Peaks(gpu), extrapolate)
+
+
+def fitted_folder(gpu: GpuSpec, settings: EngineSettings) -> Path | None:
+    """Where the curves of a GPU lie under these settings, and their errors; None = no curves."""
+    if settings.calibration == ROOFLINE:
+        return None
+    if settings.calibration:
+        return Path(settings.calibration)
+    folder = EMBEDDED / gpu.name.lower()
+    return folder if (folder / CURVES).exists() else None
 
 
 def source_of(gpu: GpuSpec, settings: EngineSettings) -> str:

@@ -20,6 +20,7 @@ from simulator.costs.efficiency import (
     host_profile,
     weight_only,
 )
+from simulator.costs.error import PriceError, price_error
 from simulator.costs.fitted import tables_of
 from simulator.costs.tables import CostTables
 from simulator.spec import WEIGHT_FORMATS, EngineSettings, GpuSpec, NodeGroup
@@ -37,6 +38,7 @@ class Machine:
     efficiency: Efficiency
     host: HostProfile
     tables: CostTables | None = None  # measured; they come before the shares of peak
+    error: PriceError | None = None  # of one draw; None = prices as they are
 
     @property
     def source(self) -> str:
@@ -52,6 +54,7 @@ def machine_of(group: NodeGroup, settings: EngineSettings) -> Machine:
         efficiency=efficiency_of(group.gpu),
         host=host_profile(settings),
         tables=tables_of(group.gpu, settings),
+        error=price_error(group.gpu, settings),
     )
 
 
@@ -65,13 +68,22 @@ class Bounds:
 
 
 def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
-    """Seconds of one op at each number of tokens >= 1."""
+    """Seconds of one op at each number of tokens >= 1, off by the error that is drawn."""
     measured = _measured(op, tokens, machine)
-    if measured is not None:
-        bounds = op_bounds(op, tokens, machine)
-        compute_s = bounds.compute_s / _sustained(op, machine)
-        least = np.maximum(np.maximum(compute_s, bounds.memory_s), bounds.network_s)
-        return np.maximum(measured, least)
+    seconds = _roofline(op, tokens, machine) if measured is None else measured
+    if machine.error is not None:
+        tables = None if measured is None else machine.tables
+        seconds = seconds * machine.error.op_factor(op, tokens, tables)
+    elif measured is None:
+        return seconds
+    bounds = op_bounds(op, tokens, machine)
+    compute_s = bounds.compute_s / _sustained(op, machine)
+    least = np.maximum(np.maximum(compute_s, bounds.memory_s), bounds.network_s)
+    return np.maximum(seconds, least)
+
+
+def _roofline(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
+    """Seconds by the shares of peak that kernels reach."""
     if isinstance(op, Collective):
         return collective_time(op, tokens, machine.gpu).time_s
     fixed = fixed_s(op, machine)
@@ -125,8 +137,7 @@ def _measured_experts(
     The busiest GPU has the time of a balanced one with as many rows. The passes around the two
     GEMMs are ops of their own and are taken off. Experts are taken to be gated.
     """
-    is_up = op.name.endswith("up")
-    hidden, ffn = (op.in_size, op.out_size // 2) if is_up else (op.out_size, op.in_size)
+    hidden, ffn = op.layer_sizes
     shape = {
         "hidden_size": hidden,
         "ffn_size": ffn,
@@ -142,7 +153,7 @@ def _measured_experts(
     moved = 6.0 * ffn * share + 2.0 * hidden * (share + 1.0) + 16.0 * op.experts_per_token
     around = (AROUND_EXPERTS * gpu.launch_s, moved / rate)
     both = tables.moe_s(op.format, op.rows(tokens) / share, shape, around)
-    return None if both is None else both * (2.0 / 3.0 if is_up else 1.0 / 3.0)
+    return None if both is None else both * (2.0 / 3.0 if op.name.endswith("up") else 1.0 / 3.0)
 
 
 def op_bounds(op: Op, tokens: Tokens, machine: Machine) -> Bounds:

@@ -78,7 +78,8 @@ class Runner:
     def close(self) -> None:
         """Stop every worker, whatever it is doing."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            # Idle workers and the pool's threads end by themselves, so that the next pool may fork.
+            self._pool.shutdown(wait=not self._running, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - self._strangers:
                 worker.terminate()
             self._pool.shutdown(wait=True)

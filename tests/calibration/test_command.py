@@ -32,7 +32,7 @@ def test_fit_report_and_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["calibrate", "bake", "x"], "expected import, fit or report (got 'bake')"),
+        (["calibrate", "bake", "x"], "expected import, fit, errors or report (got 'bake')"),
         (["calibrate", "import", "aiconfigurator"], "expected --system (got none)"),
         (["calibrate", "fit", "/nowhere/at/all"], "no meta.yaml"),
         (
