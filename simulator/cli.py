@@ -61,6 +61,13 @@ def calibrate(action: str, target: str, **values: Any) -> None:
     run(action, target, values)
 
 
+def validate(runs: str, **values: Any) -> None:
+    """Simulate measured runs of real servers and compare: errors by load, model, GPU and engine."""
+    from simulator.commands.validate import run
+
+    run(runs, values)
+
+
 def models(*, json: bool) -> None:
     """List the bundled models."""
     from simulator.commands.catalogue import models
@@ -176,6 +183,14 @@ _add(
     "headway calibrate errors h200",
     "headway calibrate report h200",
     arguments=CALIBRATION,
+)
+_add(
+    validate,
+    flags.VALIDATE,
+    "headway validate runs.csv",
+    "headway validate runs.csv --where 'gpu.str.startswith(\"H100\") and tp == 1' --json",
+    "headway validate runs.csv --explain RUN_ID",
+    arguments=(_argument("runs", "RUNS.csv", "Measured runs, one a row."),),
 )
 _add(models, (flags.JSON,), "headway models --json", arguments=())
 _add(hardware, (flags.JSON,), "headway hardware --json", arguments=())

@@ -8,7 +8,13 @@ lane lets them run and books them together, when something changes or somebody l
 from __future__ import annotations
 
 from simulator.batch import FOREVER, DecodeSet
-from simulator.costs.compiled import AttentionCost, CompiledCost, StageCost
+from simulator.costs.compiled import (
+    MOST_SIZE_CLASS,
+    SIZE_CLASS_TOKENS,
+    AttentionCost,
+    CompiledCost,
+    StageCost,
+)
 from simulator.errors import InvariantViolation
 from simulator.rank import Rank
 from simulator.recorder import LaneLog
@@ -259,7 +265,12 @@ class Lane:
                 growth += slope * growing
             if self.chunks:
                 price += self._prefill_ticks(cost)
+        if stage.cold and self.chunks and self._size_class() not in self.rank.warm:
+            price += stage.cold
         return [price, growth]
+
+    def _size_class(self) -> int:
+        return min(MOST_SIZE_CLASS, (self.num_decoding + self.chunk_tokens) // SIZE_CLASS_TOKENS)
 
     def _prefill_ticks(self, cost: AttentionCost) -> int:
         pairs, context, window = self.chunk_pairs, 0, cost.window
@@ -297,6 +308,8 @@ class Lane:
     def _book(self, end_ns: int) -> None:
         num_iterations, self.behind = self.behind, 0
         self._log_segment(num_iterations, self.since_ns)
+        if self.chunks:
+            self.rank.warm.add(self._size_class())
         if self.granted:
             self.granted = False
             self._advance(num_iterations, end_ns)

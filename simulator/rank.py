@@ -71,6 +71,7 @@ class Rank:
         "running",
         "starved",
         "waiting",
+        "warm",
     )
 
     def __init__(
@@ -95,6 +96,7 @@ class Rank:
         self.lanes: dict[int, LaneBooks] = {}  # by key
         self.starved: set[int] = set()  # lanes that wait for pages of a batch in flight
         self.num_evictions = 0
+        self.warm: set[int] = set()  # size classes of iterations with chunks that have been run
         self.outstanding_tokens = 0
         self.on_finish = on_finish
 

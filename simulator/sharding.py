@@ -215,27 +215,25 @@ def embedding_work(model: ModelSpec, plan: ParallelPlan, gpus_per_node: int) -> 
     return (lookup, *_all_reduce("embedding_all_reduce", width, plan, gpus_per_node))
 
 
-# Top-k and top-p sort a row of logits with their indices: fitted on measured runs of vLLM 0.15
-# whose clients leave sampling to the model (Llama-3.1-8B against Mixtral, which sorts nothing).
-SORT_BYTES_PER_LOGIT = 220.0
-SORT_KERNELS = 25
+SORT_KERNELS = 25  # of top-k and top-p
 
 
 def logits_work(
-    model: ModelSpec, plan: ParallelPlan, gpus_per_node: int, truncated: bool = False
+    model: ModelSpec, plan: ParallelPlan, gpus_per_node: int, sort_bytes: float = 0.0
 ) -> tuple[Op, ...]:
     """LM head on the sampled rows, gather of the shards over tp, and sampling.
 
     Sampling passes over a row of logits: 16-bit read, 32-bit write, arg-max read, softmax read and
-    write, 18 bytes a logit, in about ten kernels (vLLM's sampler); `truncated` sorts it as well.
+    write, 18 bytes a logit, in about ten kernels (vLLM's sampler); top-k and top-p
+    sort it as well, with `sort_bytes` of traffic a logit.
     """
     width = model.embedding_size or model.hidden_size
     vocab = padded_vocab(model)
     head = Gemm(name="lm_head", in_size=width, out_size=vocab // plan.tp, format="bf16")
     sampling = Elementwise(
         name="sampling",
-        bytes_per_token=(18.0 + truncated * SORT_BYTES_PER_LOGIT) * vocab,
-        kernels=10 + truncated * SORT_KERNELS,
+        bytes_per_token=(18.0 + sort_bytes) * vocab,
+        kernels=10 + SORT_KERNELS * (sort_bytes > 0),
     )
     if plan.tp == 1:
         return (head, sampling)

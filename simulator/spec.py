@@ -290,6 +290,7 @@ class EngineSettings:
     num_blocks: int = 0  # 0 = computed from memory
     host_overhead: Mapping[str, float] = field(default_factory=dict)  # fields of HostProfile
     truncated_sampling: bool = False  # requests sample with top-p or top-k: logits are sorted
+    cold_start: bool = False  # the server meets its batch sizes for the first time
     async_scheduling: bool = False  # an iteration is planned when the one before it begins
     reserve_graphs: bool = True  # CUDA graphs are taken off before KV memory is counted
     largest_graph: int = 512  # tokens

@@ -287,3 +287,24 @@ SIMULATE += (JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
 SEARCH += (*UNCERTAINTY, JSON)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)
+
+VALIDATE = (
+    *_panel(
+        "Runs",
+        Flag(name="--workloads", help="Folder of the workload files; default: that of the runs."),
+        Flag(name="--where", help="Only rows for which this holds, as pandas' query reads it."),
+    ),
+    *_panel(
+        "Model",
+        Flag(name="--profile", help="Engine profile in place of that of each row's version."),
+        Flag(name="--calibration", help="Folder of fitted kernel times, or roofline."),
+        Flag(name="--jobs", kind=int, help="Processes; default: one a core."),
+    ),
+    *_panel(
+        "Output",
+        Flag(name="--explain", help="Split the gap of this run over its possible causes."),
+        Flag(name="--figure", help="Write predicted against measured as a PNG, SVG or PDF."),
+        Flag(name="--all", kind=bool, help="List every run, not the furthest off only."),
+        JSON,
+    ),
+)

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TICK_BITS = 20
+# Sizes of iterations for which kernels are compiled when they are first met: eight, as many as
+# Mixtral's measured runs stall for a second.
+SIZE_CLASS_TOKENS, MOST_SIZE_CLASS = 256, 7
 TICKS_PER_S = 1e9 * (1 << TICK_BITS)
 
 
@@ -51,6 +54,7 @@ class StageCost:
     expert_stride: int
     attention: tuple[AttentionCost, ...]
     send: list[int]  # [num_tokens] hand-over to the next stage; empty for the last
+    cold: int = 0  # ticks more where an iteration with a chunk is the first of its size class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,6 +177,14 @@ class HostProfile:
     # Exponent of the power law of how often experts are chosen: what trained routers do on real
     # text, so that a small batch reads fewer experts than chance. Engine profiles state it.
     expert_popularity: float = 0.0
+    # Compiling the experts' Triton kernels when a size of batch is first met after a cold start.
+    cold_expert_s: float = 0.0
+    # Share of the arithmetic peak that lasts, in place of the generation's (see `sustained`).
+    sustained_bf16: float = 0.0
+    sustained_fp8: float = 0.0
+    # Memory traffic a logit of top-k and top-p: a sort with indices, its sums and masks. Fitted on
+    # measured runs of vLLM 0.15 whose clients leave sampling to the model.
+    sort_logit_bytes: float = 220.0
     # Share of a decode batch's longest context that decides its attention (see costs.attention).
     decode_spread: float = 0.0
 

@@ -106,7 +106,8 @@ def _sustained(op: Op, machine: Machine) -> float:
         return 1.0
     fmt = WEIGHT_FORMATS[op.format]
     compute = fmt.compute if fmt.compute in machine.gpu.flops_per_s else fmt.fallback_compute
-    return machine.efficiency.sustained.get(compute, 1.0)
+    stated = {"bf16": machine.host.sustained_bf16, "fp8": machine.host.sustained_fp8}
+    return stated.get(compute) or machine.efficiency.sustained.get(compute, 1.0)
 
 
 def _measured(op: Op, tokens: Tokens, machine: Machine) -> Tokens | None:

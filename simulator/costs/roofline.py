@@ -84,10 +84,9 @@ def layout_of(
     machine = machine_of(group, settings)
     node = group.gpus_per_node
     wide = ACTIVATION_BYTES * model.hidden_size
+    host = machine.host
     kinds = tuple(
-        layer_work(
-            layer, model, plan, node, machine.host.expert_skew, machine.host.expert_popularity
-        )
+        layer_work(layer, model, plan, node, host.expert_skew, host.expert_popularity)
         for layer in model.layer_kinds
     )
     embedding = embedding_work(model, plan, node)
@@ -107,7 +106,7 @@ def layout_of(
         machine=machine,
         kinds=kinds,
         stages=tuple(stages),
-        logits=logits_work(model, plan, node, settings.truncated_sampling),
+        logits=logits_work(model, plan, node, host.sort_logit_bytes * settings.truncated_sampling),
         windows=tuple(sorted({work.attention.window for work in kinds})),
         graph_sizes=graph_sizes(group.gpu, settings),
     )
@@ -187,8 +186,11 @@ def compile_cost(
     num_seqs = np.arange(settings.max_num_seqs + 1, dtype=np.float64)
     attention = [attention_time(work.attention, num_seqs, machine) for work in layout.kinds]
 
+    ops = (op for work in layout.kinds for op in work.linear + work.expert)
+    compiles = settings.cold_start and any(isinstance(op, ExpertGemm) for op in ops)
+    cold_s = machine.host.cold_expert_s if compiles else 0.0
     return CompiledCost(
-        stages=_stage_costs(layout, tokens, linear, expert, attention),
+        stages=_stage_costs(layout, tokens, linear, expert, attention, cold_s),
         logits=_ticks(ops_time(layout.logits, num_seqs, machine)),
         host=_ticks(host_time(num_seqs, machine)),
         windows=layout.windows,
@@ -203,12 +205,13 @@ def _stage_costs(
     linear: list[Tokens],
     expert: list[Tokens],
     attention: list[AttentionTime],
+    cold_s: float,
 ) -> tuple[StageCost, ...]:
     """Tables of every stage; stages of equal make-up share their lists."""
     ranks = layout.plan.attention_dp
     tables: dict[tuple[object, ...], StageCost] = {}
     sends: dict[tuple[Op, ...], list[int]] = {(): []}
-    stages = []
+    stages: list[StageCost] = []
     for stage in layout.stages:
         if stage.key not in tables:
             pool = sum((n * expert[kind] for kind, n in stage.counts), np.zeros_like(tokens))
@@ -223,7 +226,8 @@ def _stage_costs(
             )
         if stage.send not in sends:
             sends[stage.send] = _ticks(ops_time(stage.send, tokens, layout.machine))
-        stages.append(replace(tables[stage.key], send=sends[stage.send]))
+        cold = 0 if stages else to_ticks(cold_s)  # all stages compile at the same time
+        stages.append(replace(tables[stage.key], send=sends[stage.send], cold=cold))
     return tuple(stages)
 
 

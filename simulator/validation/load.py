@@ -4,6 +4,7 @@ distributions are known. Lengths are never replaced by their mean.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ def load_of(row: Row, folder: Path, seed: int) -> RequestTable:
     """
     file = row.text("workload_file")
     recorded = _read(folder / file) if file else None
-    count = len(recorded) if recorded is not None else row.integer("num_requests")
+    warm_up = 0 if recorded is not None else _warm_up(row)
+    count = len(recorded) if recorded is not None else row.integer("num_requests") + warm_up
     if count < 1:
         raise ConfigError("num_requests: expected at least 1 (got 0)")
     if recorded is not None:
@@ -36,6 +38,8 @@ def load_of(row: Row, folder: Path, seed: int) -> RequestTable:
         prompt = _lengths(row, "input", count, seed)
         output = _lengths(row, "output", count, seed)
     limit, arrival_ns = _arrivals(row, recorded, count, seed)
+    if warm_up:
+        arrival_ns = _after(arrival_ns, warm_up)
     blocks = _blocks(row, recorded, prompt)
     return RequestTable(
         arrival_ns=arrival_ns,
@@ -51,13 +55,32 @@ def load_of(row: Row, folder: Path, seed: int) -> RequestTable:
 
 def scored_requests(row: Row, table: RequestTable) -> slice:
     """The requests whose measurements the row states."""
-    first = row.integer("request_index_from", 0)
+    warm_up = 0 if row.text("workload_file") else _warm_up(row)
+    first = row.integer("request_index_from", warm_up)
     last = row.integer("request_index_to", len(table) - 1)
     if not first <= last < len(table):
         raise ConfigError(
             f"request_index_to: expected an index from {first} to {len(table) - 1} (got {last})"
         )
     return slice(first, last + 1)
+
+
+def stage_of(row: Row) -> int:
+    """Which of several load stages of one server process the row is; 0 = the first or only one."""
+    found = re.search(r"_stage(\d+)$", row.run_id)
+    return int(found[1]) if found else 0
+
+
+def _warm_up(row: Row) -> int:
+    """Requests sent before a later stage, whose prompts the first stage has left in the cache."""
+    return row.integer("distinct_prompts", 0) if stage_of(row) else 0
+
+
+def _after(arrival_ns: Ints, warm_up: int) -> Ints:
+    """The first `warm_up` requests two a second and a minute's rest, then the others as drawn."""
+    before = np.arange(warm_up, dtype=np.int64) * 500_000_000
+    shift = int(before[-1]) + 60_000_000_000 - int(arrival_ns[warm_up])
+    return np.concatenate([before, arrival_ns[warm_up:] + shift])
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -77,7 +77,7 @@ class Row:
         return False if word in ("false", "off", "no", "0") else None
 
     def measured(self) -> dict[str, float]:
-        """Latency statistics in ms and output throughput in tokens/s, as far as they are known."""
+        """Latencies in ms, output tokens/s and KV blocks, as far as they are known."""
         found = {}
         for metric in METRICS:
             for statistic in STATISTICS:
@@ -87,9 +87,9 @@ class Row:
         throughput = self.number("output_tok_s")
         if throughput:
             found["output_throughput"] = throughput
-        if self.text("source_id") == "S1":
-            # Published with two stream events a token: half the true value.
-            found = {k: v for k, v in found.items() if not k.startswith("itl_")}
+        blocks = self.number("kv_blocks_gpu")
+        if blocks:
+            found["kv_blocks"] = blocks
         return found
 
 

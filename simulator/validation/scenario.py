@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from simulator.catalog import load_model, parse_cluster
 from simulator.defaults import default_settings
@@ -17,7 +19,7 @@ from simulator.recorder import Result
 from simulator.routers import Random, RoundRobin, Router
 from simulator.schedulers import VllmV1
 from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, ParallelPlan
-from simulator.validation.load import load_of, scored_requests
+from simulator.validation.load import load_of, scored_requests, stage_of
 from simulator.validation.rows import Row
 
 # Models whose published generation_config truncates (top-k or top-p), and clients that send no
@@ -146,6 +148,16 @@ def _plan(
     return plan, parse_cluster(f"{num_gpus}x{row.text('gpu')}")
 
 
+COLUMNS = {
+    "max_num_batched_tokens": "max_num_batched_tokens",
+    "max_num_seqs": "max_num_seqs",
+    "block_size": "block_tokens",
+    "kv_blocks_gpu": "num_blocks",
+    "max_model_len": "max_model_len",
+}
+OPTIONAL = ("block_size", "kv_blocks_gpu", "max_model_len")  # left to the model and to memory
+
+
 def _settings(
     row: Row,
     choices: Choices,
@@ -154,54 +166,58 @@ def _settings(
     model: ModelSpec,
     notes: list[str],
 ) -> EngineSettings:
-    graphs = row.text("cuda_graph").lower()
-    stated: dict[str, object] = {}
-    for column, name in (
-        ("max_num_batched_tokens", "max_num_batched_tokens"),
-        ("max_num_seqs", "max_num_seqs"),
-        ("block_size", "block_tokens"),
-        ("kv_blocks_gpu", "num_blocks"),
-        ("max_model_len", "max_model_len"),
-    ):
-        value = row.number(column)
-        if _is_guess(row, column):
-            notes.append(f"{column} not stated: default of {profile.name}")
-        elif value:
-            stated[name] = row.integer(column)
-        elif name not in ("num_blocks", "max_model_len", "block_tokens"):
-            notes.append(f"{column} not stated: default of {profile.name}")
+    stated = _graphs(row) | _stated(row, profile, notes)
     if (share := row.number("gpu_mem_util")) is not None:
         stated["gpu_memory_utilization"] = share
     if (caching := row.flag("prefix_caching")) is not None:
         stated["prefix_caching"] = caching
+    stated["cold_start"] = "prefix_repeat" in row.text("flags") and stage_of(row) == 0
     stated["truncated_sampling"] = row.text("client") in LEAVE_SAMPLING and model.name.startswith(
         TRUNCATING
     )
-    if "eager" in graphs:
-        stated["cuda_graphs"] = False
-    if "async scheduling on" in graphs:
-        stated["async_scheduling"] = True
-    if "capture up to" in graphs:
-        stated["largest_graph"] = int(graphs.split("capture up to")[1].split()[0])
-    stated["max_model_len"] = min(
-        int(str(stated.get("max_model_len", model.max_context_tokens))), model.max_context_tokens
-    )
+    longest = int(stated.get("max_model_len", model.max_context_tokens))
+    stated["max_model_len"] = min(longest, model.max_context_tokens)
     if "num_blocks" in stated:
-        del stated["max_model_len"]
+        del stated["max_model_len"]  # the recorded blocks say what fits
     return default_settings(
         cluster.groups[0].gpu,
         profile=choices.profile or profile.name,
         calibration=choices.calibration,
         host_overhead=choices.host,
-        **stated,  # type: ignore[arg-type]
+        **stated,
     )
 
 
+def _stated(row: Row, profile: EngineProfile, notes: list[str]) -> dict[str, Any]:
+    """Settings the source states; what it does not is the profile's default, and is noted."""
+    stated: dict[str, Any] = {}
+    for column, name in COLUMNS.items():
+        value = row.number(column)
+        if value and not _is_guess(row, column):
+            stated[name] = row.integer(column)
+        elif column not in OPTIONAL:
+            notes.append(f"{column} not stated: default of {profile.name}")
+    return stated
+
+
+def _graphs(row: Row) -> dict[str, Any]:
+    """What the column `cuda_graph` says of graphs and of scheduling."""
+    text = row.text("cuda_graph").lower()
+    found: dict[str, Any] = {}
+    if "eager" in text:
+        found["cuda_graphs"] = False
+    if "async scheduling on" in text:
+        found["async_scheduling"] = True
+    if match := re.search(r"capture up to (\d+)", text):
+        found["largest_graph"] = int(match[1])
+    return found
+
+
 def _is_guess(row: Row, column: str) -> bool:
-    """Whether the row says that the source did not state a setting, so that its value is a guess."""
+    """Whether the row says that its source did not state a setting: the value is a guess."""
     for remark in row.text("assumed_settings").split(";"):
         name, _, text = remark.partition(":")
-        if name.strip() == column and "not stated" in text:
+        if name.strip() == column and ("not stated" in text or " as in " in text):
             return True
     return False
 

@@ -71,7 +71,6 @@ def predicted_of(result: Result, scored: slice) -> dict[str, float]:
     if len(sent):
         span_s = (int(finish.max()) - int(sent.min())) / 1e9
         found["output_throughput"] = float(result.table.output_tokens[done].sum()) / span_s
-    found["kv_blocks"] = float(result.num_blocks[0])
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

@@ -1,0 +1,190 @@
+"""What `headway validate` shows: errors per run and in groups, and predicted against measured.
+
+Takes the outcomes of `simulator.validation` and computes nothing but their summaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simulator.errors import ConfigError
+from simulator.units import show_count
+from simulator.validation.explain import Explanation
+from simulator.validation.rows import LOAD_LEVELS
+from simulator.validation.score import Outcome, Validation, summary_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Console
+    from rich.table import Table
+
+COLUMNS = ("ttft_mean", "tpot_mean", "itl_mean", "e2e_mean", "e2e_p99", "output_throughput")
+HEADINGS = ("TTFT", "TPOT", "ITL", "E2E", "E2E p99", "tok/s")
+GROUPS = ("load_level", "model", "gpu", "engine")
+COLOURS = {"low": "#0072B2", "medium": "#009E73", "high": "#E69F00", "saturated": "#D55E00"}
+OTHER_COLOUR = "#555555"
+WORST = 20  # runs listed
+
+
+def print_validation(console: Console, found: Validation, everything: bool = False) -> None:
+    """Groups first, then single runs (the worst, or all), then what could not be run."""
+    from rich.text import Text
+
+    console.print(Text(f"{len(found.runs)} runs simulated, {len(found.skipped)} skipped"))
+    if found.runs:
+        console.print(_group_table(found.runs))
+        console.print(_run_table(found.runs, everything))
+    for note, runs in _notes(found.runs).items():
+        console.print(Text(f"assumed, {runs} runs: {note}", style="dim"))
+    for run_id, reason in found.skipped.items():
+        console.print(Text(f"skipped {run_id}: {reason}", style="yellow"))
+
+
+def _notes(runs: Sequence[Outcome]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for run in runs:
+        for note in run.notes:
+            counts[note] = counts.get(note, 0) + 1
+    return counts
+
+
+def _group_table(runs: Sequence[Outcome]) -> Table:
+    """Mean absolute error and bias of each group."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        box=SIMPLE_HEAD,
+        title="mean absolute error of the mean (bias), %",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for name in ("", "runs"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name in HEADINGS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for title, group in _groups(runs):
+        style = "bold" if title == "all" else ""
+        table.add_row(title, str(len(group)), *(_cell(group, c) for c in COLUMNS), style=style)
+    return table
+
+
+def _groups(runs: Sequence[Outcome]) -> list[tuple[str, list[Outcome]]]:
+    found = [("all", list(runs))]
+    for label in GROUPS:
+        names = {run.labels[label] for run in runs}
+        ranked = [level for level in LOAD_LEVELS if level in names]
+        for name in (*ranked, *sorted(names - set(ranked))):
+            found.append((name, [run for run in runs if run.labels[label] == name]))
+    return found
+
+
+def _cell(group: Sequence[Outcome], name: str) -> str:
+    summary = summary_of(group, name)
+    if not summary["n"]:
+        return "–"
+    return f"{summary['mape']:.1f} ({summary['bias']:+.1f})"
+
+
+def _run_table(runs: Sequence[Outcome], everything: bool) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    def size(run: Outcome) -> float:
+        errors = [abs(run.error[name]) for name in COLUMNS if name in run.error]
+        return max(errors, default=0.0)
+
+    shown = list(runs) if everything else sorted(runs, key=size, reverse=True)[:WORST]
+    title = "error of each run, %" if everything else f"the {len(shown)} runs furthest off, %"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table.add_column("run", overflow="fold", max_width=46)
+    table.add_column("load")
+    for name in HEADINGS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in shown:
+        errors = (f"{run.error[c]:+.1f}" if c in run.error else "–" for c in COLUMNS)
+        table.add_row(run.run_id, run.labels["load_level"], *errors)
+    return table
+
+
+def save_validation_figure(path: str | Path, runs: Sequence[Outcome]) -> None:
+    """Predicted against measured, one panel a metric, on logarithmic axes.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    metrics = {"ttft_mean": "TTFT, ms", "tpot_mean": "TPOT, ms", "e2e_mean": "E2E, ms"}
+    known = {name: text for name, text in metrics.items() if summary_of(runs, name)["n"]}
+    if not known:
+        raise ConfigError("--figure: no run states a latency to draw")
+    figure = Figure(figsize=(3.6 * len(known), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(known), squeeze=False)[0]
+    for axis, (name, text) in zip(axes, known.items(), strict=True):
+        _scatter(axis, runs, name, text)
+    axes[0].legend(fontsize=8, loc="upper left", frameon=False)
+    try:
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be written ({error})") from None
+
+
+def _scatter(axis: Axes, runs: Sequence[Outcome], name: str, text: str) -> None:
+    levels: Mapping[str, str] = COLOURS
+    mine = [run for run in runs if name in run.error]
+    for level in (*LOAD_LEVELS, "not stated"):
+        group = [run for run in mine if run.labels["load_level"] == level]
+        if group:
+            axis.scatter(
+                [run.measured[name] for run in group],
+                [run.predicted[name] for run in group],
+                s=14,
+                alpha=0.8,
+                linewidths=0,
+                color=levels.get(level, OTHER_COLOUR),
+                label=level,
+            )
+    values = [run.measured[name] for run in mine] + [run.predicted[name] for run in mine]
+    ends = (min(values) / 1.3, max(values) * 1.3)
+    axis.plot(ends, ends, color="black", linewidth=0.8)
+    axis.fill_between(
+        ends, [0.9 * v for v in ends], [1.1 * v for v in ends], color="black", alpha=0.08, lw=0
+    )
+    axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    axis.set_xlabel(f"measured {text}")
+    axis.set_ylabel(f"predicted {text}")
+    axis.set_title(f"{show_count(len(mine))} runs, band: within 10 %", fontsize=9)
+    axis.set_aspect("equal")
+
+
+def print_explanation(console: Console, run_id: str, found: Explanation) -> None:
+    """The gap of one run, cause by cause."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    names = list(found.gap)
+    console.print(Text(f"{run_id}: prediction against measurement, %", style="bold"))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("cause")
+    table.add_column("tried")
+    table.add_column("steps", justify="right")
+    for name in names:
+        table.add_column(name.removesuffix("_mean").upper(), justify="right")
+    table.add_row("gap", "", "", *(f"{found.gap[n]:+.1f}" for n in names), style="bold")
+    for cause in found.causes:
+        cells = (f"{cause.share[n]:+.1f}" for n in names)
+        table.add_row(cause.name, cause.step, f"{cause.needed:+.2f}", *cells)
+    table.add_row("left over", "", "", *(f"{found.left_over[n]:+.1f}" for n in names), style="dim")
+    console.print(table)
+    console.print(
+        Text(
+            "Each row: how much of the gap that cause explains, if so many of its steps were "
+            "missing. They are the smallest steps that together fit the run; one run cannot tell "
+            "causes of like effect apart.",
+            style="dim",
+        )
+    )
