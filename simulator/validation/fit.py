@@ -1,0 +1,151 @@
+"""A few of an engine's times fitted to measured runs: never the physics, always towards a prior.
+
+Gauss-Newton on the logarithm of measured / predicted, with a Gaussian prior on each value and
+errors far out counted by their size, not its square. One run already helps: what it says is
+weighed against the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.costs.efficiency import HostProfile
+from simulator.errors import ConfigError
+from simulator.profiles import load_profile
+from simulator.validation.rows import Row
+from simulator.validation.runner import Progress, validate
+from simulator.validation.scenario import Choices
+from simulator.validation.score import Outcome
+
+Floats = NDArray[np.float64]
+
+FITTED = ("ttft_mean", "tpot_mean", "e2e_mean", "itl_mean")
+NOISE = 0.05  # run-to-run spread of a mean: 2-12 % on TTFT, 5-16 % on TPOT in repeated runs
+ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A time that may be fitted: the step of its derivative, and how far from the prior it goes."""
+
+    step: float
+    spread: float  # standard deviation of the prior
+    high: float = np.inf
+
+
+# Of a deployment: what its host, client and front end do.
+DEPLOYMENT: Mapping[str, Value] = {
+    "request_s": Value(step=5e-3, spread=2e-2),
+    "iteration_s": Value(step=3e-4, spread=1e-3),
+    "seq_s": Value(step=1e-5, spread=1e-5),
+}
+# Of all runs together: what `configs/engines` states as fitted.
+SHARED: Mapping[str, Value] = {
+    "request_s": Value(step=3e-3, spread=5e-3),
+    "prompt_token_s": Value(step=1e-6, spread=2e-6),
+    "decode_spread": Value(step=0.2, spread=0.3, high=1.0),
+    "expert_popularity": Value(step=0.2, spread=0.3, high=2.0),
+    "sort_logit_bytes": Value(step=60.0, spread=100.0),
+    "sustained_bf16": Value(step=-0.05, spread=0.08, high=1.0),
+    "sustained_fp8": Value(step=-0.05, spread=0.08, high=1.0),
+    "cold_expert_s": Value(step=0.3, spread=0.5),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Fitted values and the errors before and after."""
+
+    values: Mapping[str, float]
+    before: tuple[Outcome, ...]
+    after: tuple[Outcome, ...]
+
+
+def fit(
+    rows: Sequence[Row],
+    choices: Choices,
+    values: Mapping[str, Value] = DEPLOYMENT,
+    *,
+    start: Mapping[str, float] | None = None,
+    jobs: int = 0,
+    progress: Progress | None = None,
+) -> Fit:
+    """The values that bring the runs closest, not far from where they start.
+
+    Raises:
+        ConfigError: no row can be simulated, or none states a latency.
+    """
+    prior = dict(start or starting_values(choices, values))
+    at = dict(prior)
+    before: tuple[Outcome, ...] = ()
+    for _ in range(ROUNDS):
+        base = _outcomes(rows, choices, at, jobs, progress)
+        before = before or base
+        residual = gaps(base)
+        if len(residual) == 0:
+            raise ConfigError("no run states a TTFT, TPOT, ITL or E2E to fit to")
+        columns = []
+        for name, value in values.items():
+            moved = at | {name: max(0.0, at[name] + value.step)}
+            other = _outcomes(rows, choices, moved, jobs, progress)
+            columns.append((residual - gaps(other)) / (moved[name] - at[name]))
+        at = _step(at, prior, values, residual, np.array(columns).T)
+    return Fit(values=at, before=before, after=_outcomes(rows, choices, at, jobs, progress))
+
+
+def starting_values(choices: Choices, values: Mapping[str, Value]) -> dict[str, float]:
+    """The profile's own values, or the defaults of a host."""
+    host = HostProfile(**(load_profile(choices.profile).host if choices.profile else {}))
+    return {name: choices.host.get(name, getattr(host, name)) for name in values}
+
+
+def _outcomes(
+    rows: Sequence[Row],
+    choices: Choices,
+    at: Mapping[str, float],
+    jobs: int,
+    progress: Progress | None,
+) -> tuple[Outcome, ...]:
+    found = validate(
+        rows, replace(choices, host={**choices.host, **at}), jobs=jobs, progress=progress
+    )
+    if not found.runs:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(found.skipped.items())[:3])
+        raise ConfigError(f"no run can be simulated ({reasons})")
+    return found.runs
+
+
+def gaps(outcomes: Sequence[Outcome]) -> Floats:
+    """log(measured / predicted) of every fitted statistic of every run, in order."""
+    return np.array(
+        [
+            np.log(run.measured[name] / run.predicted[name])
+            for run in outcomes
+            for name in FITTED
+            if name in run.measured and run.predicted.get(name, 0.0) > 0
+        ]
+    )
+
+
+def _step(
+    at: Mapping[str, float],
+    prior: Mapping[str, float],
+    values: Mapping[str, Value],
+    residual: Floats,
+    jacobian: Floats,
+) -> dict[str, float]:
+    """One regularised step, kept inside the bounds."""
+    weight = 1.0 / (NOISE * np.maximum(NOISE, np.abs(residual)))
+    spread = np.array([value.spread for value in values.values()])
+    away = np.array([prior[name] - at[name] for name in values])
+    left = jacobian.T @ (weight[:, None] * jacobian) + np.diag(spread**-2)
+    right = jacobian.T @ (weight * residual) + away / spread**2
+    moved = np.linalg.solve(left, right)
+    return {
+        name: float(np.clip(at[name] + change, 0.0, value.high))
+        for (name, value), change in zip(values.items(), moved, strict=True)
+    }
