@@ -53,11 +53,11 @@ def explain(experiment: str | None, **values: Any) -> None:
     run(experiment, values)
 
 
-def calibrate(action: str, target: str, **values: Any) -> None:
-    """Cost tables from measured kernels: import a database, fit or report a folder."""
+def calibrate(action: str, target: str, path: str | None, **values: Any) -> None:
+    """Cost tables from measured kernels: import, fit or report them, or transfer to another GPU."""
     from simulator.commands.calibrate import run
 
-    run(action, target, values)
+    run(action, target, path, values)
 
 
 def models(*, json: bool) -> None:
@@ -121,8 +121,21 @@ def _argument(name: str, metavar: str, help_text: str) -> inspect.Parameter:
 
 
 CALIBRATION = (
-    _argument("action", "import|fit|report", "What to do."),
-    _argument("target", "aiconfigurator|FOLDER", "Database to import, or folder of tables."),
+    _argument("action", "import|fit|report|transfer", "What to do."),
+    _argument(
+        "target",
+        "SOURCE|FOLDER|GPU",
+        "import: aiconfigurator, vidur, apex or vllm-forward; else a folder, or a bundled GPU.",
+    ),
+    inspect.Parameter(
+        "path",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            str | None,
+            typer.Argument(metavar="[PATH]", help="import: file or folder.", show_default=False),
+        ],
+    ),
 )
 
 
@@ -171,8 +184,10 @@ _add(
     calibrate,
     flags.CALIBRATE,
     "headway calibrate import aiconfigurator --system h200_sxm --engine vllm --out h200 --json",
+    "headway calibrate import vidur profiling/compute/h100 --gpu H100-SXM --out h100",
     "headway calibrate fit h200",
     "headway calibrate report h200",
+    "headway calibrate transfer H200-SXM --to H100-SXM --points few/gemm.csv --out h100",
     arguments=CALIBRATION,
 )
 _add(models, (flags.JSON,), "headway models --json", arguments=())

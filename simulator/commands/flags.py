@@ -270,6 +270,21 @@ CALIBRATE = _panel(
     Flag(name="--engine", help="import: vllm, trtllm or sglang."),
     Flag(name="--out", metavar="FOLDER", help="Where tables and curves are written."),
     Flag(name="--source", metavar="FOLDER", help="import: systems folder, if not installed."),
+    Flag(name="--gpu", help="import: the GPU that vidur, apex or vllm-forward measured."),
+    Flag(name="--model", help="import vllm-forward: the model that ran."),
+    Flag(name="--tp", help="import vllm-forward: GPUs that shared each layer; 1 if not given."),
+    Flag(name="--to", help="transfer: the GPU whose datasheet the curves take over."),
+    Flag(
+        name="--points",
+        metavar="PATH",
+        many=True,
+        help="transfer: folder of tables, or one table, measured on it. Repeatable.",
+    ),
+    Flag(
+        name="--across-generations",
+        kind=bool,
+        help="transfer: from another generation too, tens of per cent off.",
+    ),
     Flag(name="--compact", kind=bool, help="fit: fewer trees, a file small enough to ship."),
     JSON,
 )
