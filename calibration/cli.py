@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,36 +39,35 @@ FIGURE = "report.png"
 FEWEST_FITTED = 2 * FEWEST  # points of a curve: as many left out as fitted
 
 
-def import_command(
-    source: str,
-    path: str = "",
-    *,
-    out: str,
-    system: str = "",
-    engine: str = "",
-    gpu: str = "",
-    model: str = "",
-    tp: str = "",
-    root: str = "",
-) -> dict[str, Any]:
-    """Import measurements into a folder, fit what is enough, state the held-out error."""
+def import_command(source: str, path: str = "", *, out: str, **options: str) -> dict[str, Any]:
+    """Import measurements into a folder, fit what is enough, state the held-out error.
+
+    `options`: system, engine and root of aiconfigurator; gpu of the others, which read `path`;
+    model and tp of vllm-forward.
+    """
     if source not in IMPORTERS:
         raise unknown_name("source of measurements", source, IMPORTERS)
+    read = _reader(source, path, options)
     folder = _new_folder(_given(source, "--out", out))
-    if source == "aiconfigurator":
-        system, engine = _given(source, "--system", system), _given(source, "--engine", engine)
-        found = aiconfigurator.import_tables(system, engine, Path(root) if root else None)
-    else:
-        file = Path(_given(source, "PATH", path))
-        target = _bundled(load_gpu(_given(source, "--gpu", gpu)))
-        if source == "vllm-forward":
-            shape = load_model(_given(source, "--model", model))
-            found = vllm_forward.import_tables(file, target, shape, _degree(tp))
-        else:
-            found = FOREIGN[source](file, target)
-    write_tables(found, folder)
+    write_tables(read(), folder)
     # As `fit` will find them: rows in the file's order, times in its digits.
     return _fitted(read_tables(folder), folder, PRECISE)
+
+
+def _reader(source: str, path: str, options: Mapping[str, str]) -> Callable[[], Tables]:
+    """What reads the tables, its options checked."""
+
+    def given(option: str) -> str:
+        return _given(source, f"--{option}", options.get(option, ""))
+
+    if source == "aiconfigurator":
+        root = Path(options["root"]) if options.get("root") else None
+        return partial(aiconfigurator.import_tables, given("system"), given("engine"), root)
+    file, gpu = Path(_given(source, "PATH", path)), _bundled(load_gpu(given("gpu")))
+    if source == "vllm-forward":
+        shape, degree = load_model(given("model")), _degree(options.get("tp", ""))
+        return partial(vllm_forward.import_tables, file, gpu, shape, degree)
+    return partial(FOREIGN[source], file, gpu)
 
 
 def transfer_command(
@@ -173,7 +174,7 @@ def _action(who: str) -> str:
 
 
 def _degree(tp: str) -> int:
-    if not (tp or "1").isascii() or not (tp or "1").isdigit() or int(tp or 1) < 1:
+    if re.fullmatch("[1-9][0-9]{0,4}", tp or "1") is None:
         raise ConfigError(f"--tp: expected a whole number >= 1 (got {tp})")
     return int(tp or 1)
 
