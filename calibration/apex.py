@@ -20,6 +20,7 @@ from calibration.columns import KERNEL, TIME
 from calibration.importing import UNSTATED, Intake, csv_files, read_foreign
 from calibration.tables import Tables, numbers
 from simulator.catalog import load_gpu
+from simulator.costs.forms import FORMS, points_of
 from simulator.errors import ConfigError
 from simulator.spec import GpuSpec
 
@@ -28,6 +29,7 @@ KB = 1024
 MICROSECONDS = "time(us)"
 CLOCK = "graph_clk_freq"  # MHz
 HALF = ("half", "float16", "bfloat16")
+IDLE_S = 0.5e-6  # GEMMs with less to do show what every launch takes
 GRAPH_FLOOR_S = 6e-6  # no GEMM inside a CUDA graph has a floor above: the host launched these
 LAUNCH_BOUND = 2.0  # times under so many floors are more launch than kernel
 
@@ -93,13 +95,16 @@ def _is(name: str, gpu: GpuSpec) -> bool:
 def _gemm(file: Path, intake: Intake) -> None:
     rows = _rows(file, ("m", "k", "n"), intake)
     table = rows.rename(columns={"m": "out_size", "k": "in_size", "n": "num_tokens"})
-    floor = float(rows[TIME].quantile(0.01)) if len(rows) else 0.0
+    table = table.assign(**{KERNEL: "torch.matmul", "format": "bf16"})
+    points = points_of("gemm", {name: table[name] for name in table.columns}, intake.gpu)
+    idle = FORMS["gemm"].bounds(points, intake.gpu).least_s(0.0) < IDLE_S
+    floor = float(rows[TIME][idle].median()) if idle.any() else 0.0
     if floor > GRAPH_FLOOR_S:
         bound = rows[TIME] < LAUNCH_BOUND * floor
         why = f"under {LAUNCH_BOUND * floor * 1e6:g} us, twice what the host takes to launch one"
         intake.leave(file.stem, int(bound.sum()), why)
         table = table[~bound]
-    intake.take("gemm", table.assign(**{KERNEL: "torch.matmul", "format": "bf16"}))
+    intake.take("gemm", table)
 
 
 def _mha(file: Path, intake: Intake) -> None:

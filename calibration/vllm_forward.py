@@ -62,6 +62,9 @@ def import_tables(path: Path, gpu: GpuSpec, model: ModelSpec, tp: int) -> Tables
     Raises:
         ConfigError: not such a file, or no kernel in it that is one of our ops.
     """
+    for heads in {layer.attention.num_q_heads for layer in model.layer_kinds}:
+        if heads % tp:
+            raise ConfigError(f"--tp: {tp} does not divide the {heads} heads of {model.name}")
     intake = Intake(gpu=gpu, unit="microseconds")
     for case in read_cases(path):
         intake.leave("forwards", 1, "a whole one is not divided into ops", "cases")
