@@ -61,7 +61,7 @@ def import_tables(path: Path, gpu: GpuSpec) -> Tables:
         {
             "engine": "sarathi-serve",
             "version": UNSTATED,
-            "source": f"Vidur profile {path.name}; medians of GPU kernel times",
+            "source": f"Vidur profile {path.name}, medians of GPU kernel times",
             "licence": "not stated; of microsoft/vidur MIT",
         },
     )

@@ -81,7 +81,7 @@ def import_tables(path: Path, gpu: GpuSpec, model: ModelSpec, tp: int) -> Tables
         {
             "engine": "vllm",
             "version": UNSTATED,
-            "source": f"vllm bench forward {path.name} of {model.name} tp{tp}; kernel times",
+            "source": f"vllm bench forward {path.name} of {model.name} tp{tp}, kernel times",
             "licence": UNSTATED,
         },
     )

@@ -12,6 +12,7 @@ import pytest
 from calibration import apex, vidur, vllm_forward
 from calibration.cli import import_command
 from calibration.columns import TIME
+from calibration.fit import COMPACT
 from calibration.tables import read_tables
 from simulator.catalog import load_gpu, load_model
 from simulator.cli import run
@@ -133,8 +134,9 @@ def test_slower_clocks_and_wider_floats_are_counted(tmp_path: Path) -> None:
 
 
 def test_what_was_imported_is_fitted_and_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("calibration.cli.PRECISE", COMPACT)  # a third of the time
     foreign.vidur(tmp_path / "profile")
     out = str(tmp_path / "out")
     command = ["calibrate", "import", "vidur", str(tmp_path / "profile")]
