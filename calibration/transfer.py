@@ -69,6 +69,7 @@ class Transfer:
     target: GpuSpec
     curves: list[Curve]
     left: dict[str, str]  # curve, or op of points: why it is not used
+    engines: set[str] = field(default_factory=set)  # whose kernels the points are
     points: dict[str, int] = field(default_factory=dict)  # by op
     corrections: dict[str, float] = field(default_factory=dict)  # log of measured over predicted
     before: dict[str, Array] = field(default_factory=dict)  # relative misses by op
@@ -182,6 +183,7 @@ def _different(curve: Curve, source: GpuSpec, target: GpuSpec) -> str:
 
 def _correct(found: Transfer, points: Sequence[Tables]) -> None:
     """One correction an op, from every curve's points together."""
+    found.engines = {tables.provenance["engine"] for tables in points}
     for op in [op for op in SCHEMAS if any(op in tables.ops for tables in points)]:
         table = pd.concat([tables.ops[op] for tables in points if op in tables.ops])
         missed, floor = _missed(found, op, table.drop_duplicates(list(SCHEMAS[op].key)))
@@ -191,8 +193,8 @@ def _correct(found: Transfer, points: Sequence[Tables]) -> None:
         found.corrections[op] = shrunk(-missed)
         found.before[op] = np.expm1(missed)
         if len(missed) > 1:
-            rest = [shrunk(-np.delete(missed, place)) for place in range(len(missed))]
-            found.after[op] = np.expm1(np.maximum(missed + np.array(rest), floor))
+            rest = missed + left_out(-missed)
+            found.after[op] = np.expm1(np.maximum(rest, floor))
     found.curves = [
         replace(curve, log_bias=curve.log_bias + found.corrections.get(curve.op, 0.0))
         for curve in found.curves
@@ -220,6 +222,16 @@ def _missed(found: Transfer, op: str, table: pd.DataFrame) -> tuple[Array, Array
 def shrunk(logs: Array) -> float:
     """The median, counted n / (n + 3)."""
     return float(np.median(logs)) * len(logs) / (len(logs) + PRIOR_POINTS) if len(logs) else 0.0
+
+
+def left_out(logs: Array) -> Array:
+    """`shrunk` of all but each one, of two or more: only three medians are possible."""
+    order, half = np.argsort(logs, kind="stable"), len(logs) // 2
+    ordered, answer = logs[order], np.empty(len(logs))
+    answer[order[:half]] = shrunk(ordered[1:])
+    answer[order[half]] = shrunk(np.delete(ordered, half))
+    answer[order[half + 1 :]] = shrunk(ordered[:-1])
+    return answer
 
 
 def errors_by_op(found: Transfer) -> dict[str, dict[str, Any]]:
@@ -253,8 +265,10 @@ def source_line(found: Transfer) -> str:
     for op, errors in errors_by_op(found).items():
         stated, when = errors["after"] or errors["before"], "" if errors["after"] else " before"
         shown.append(f"{HEADLINE[op]} {stated['mape']:.1f} %{when}")
-    number = sum(found.points.values())
-    return f"{line}, corrected by {number} points; error on each left out: {', '.join(shown)}"
+    number, others = sum(found.points.values()), sorted(found.engines - {str(card["engine"])})
+    kernels = f" of {', '.join(others)} kernels" if others else ""
+    told = f"corrected by {number} points{kernels}"
+    return f"{line}, {told}; error on each left out: {', '.join(shown)}"
 
 
 def write_transfer(found: Transfer, points: Sequence[Tables], folder: Path) -> Path:

@@ -14,6 +14,7 @@ all_reduce    `size` bytes over `num_workers` GPUs, NCCL; `devices_per_node` tel
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,7 +131,8 @@ def _attention(file: Path, intake: Intake) -> None:
     whole = kv_heads > 0
     prefill = is_prefill & (chunk > 0) & whole
     decode = ~is_prefill & (chunk == 0) & (cached > 0) & whole
-    sizes = {"num_tokens": chunk, "context_tokens": cached, "compute_format": "bf16"}
+    sizes: dict[str, Any] = {"num_tokens": chunk, "context_tokens": cached}
+    sizes["compute_format"] = "bf16"
     rows = {"prefill_attention": (prefill, "attn_prefill", sizes)}
     rows["decode_attention"] = (decode, "attn_decode", {"kv_tokens": cached + 1})
     for op, (chosen, name, columns) in rows.items():

@@ -17,7 +17,14 @@ from calibration.columns import TIME
 from calibration.evaluate import errors_of, misses_of
 from calibration.fit import rows_of
 from calibration.tables import Tables, read_tables, write_tables
-from calibration.transfer import PRIOR_POINTS, errors_by_op, read_source, shrunk, transfer
+from calibration.transfer import (
+    PRIOR_POINTS,
+    errors_by_op,
+    left_out,
+    read_source,
+    shrunk,
+    transfer,
+)
 from simulator.catalog import load_gpu
 from simulator.cli import run
 from simulator.costs.fitted import tables_of
@@ -105,6 +112,13 @@ def test_one_wrong_point_among_many_moves_little() -> None:
     logs = np.array([0.1] * 9 + [2.3])
     assert 0.1 * 10 / 13 == pytest.approx(shrunk(logs))
     assert 0.0 == shrunk(np.zeros(0))
+
+
+@pytest.mark.parametrize("number", [2, 3, 8, 9])
+def test_each_point_is_left_out_in_turn(number: int) -> None:
+    logs = np.random.default_rng(number).normal(size=number)
+    expected = [shrunk(np.delete(logs, place)) for place in range(number)]
+    assert expected == left_out(logs).tolist()
 
 
 def test_no_corrected_time_is_below_the_targets_roofline() -> None:
