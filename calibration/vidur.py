@@ -14,7 +14,6 @@ all_reduce    `size` bytes over `num_workers` GPUs, NCCL; `devices_per_node` tel
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,40 +112,44 @@ def _attention(file: Path, intake: Intake) -> None:
     raw = read_foreign(file, (*ATTENTION_SIZES, CACHE, "is_prefill", "attention_backend"))
     names = (*ATTENTION_SIZES, CACHE)
     x = pd.DataFrame({n: numbers(raw[n], n, str(file), whole=True) for n in names})
-    tp = _at_least_one(x[TP].to_numpy())
-    kv_heads = x["n_kv_head"].to_numpy() // tp
-    heads = pd.DataFrame(
-        {
-            KERNEL: raw["attention_backend"].str.split(".").str[-1].str.lower(),
-            "kv_format": "bf16",
-            "num_seqs": x["batch_size"],
-            "num_q_heads": x["n_q_head"] // tp,
-            "num_kv_heads": kv_heads,
-            "head_dim": x["n_embd"] // _at_least_one(x["n_q_head"].to_numpy()),
-            "window": 0,
-        }
-    )
+    heads = _heads(raw, x)
     is_prefill = raw["is_prefill"].str.lower() == "true"
-    chunk, cached = x["prefill_chunk_size"], x[CACHE]
-    whole = kv_heads > 0
+    chunk, cached, whole = x["prefill_chunk_size"], x[CACHE], heads["num_kv_heads"] > 0
     prefill = is_prefill & (chunk > 0) & whole
     decode = ~is_prefill & (chunk == 0) & (cached > 0) & whole
-    sizes: dict[str, Any] = {"num_tokens": chunk, "context_tokens": cached}
-    sizes["compute_format"] = "bf16"
-    rows = {"prefill_attention": (prefill, "attn_prefill", sizes)}
-    rows["decode_attention"] = (decode, "attn_decode", {"kv_tokens": cached + 1})
-    for op, (chosen, name, columns) in rows.items():
+
+    def take(op: str, chosen: pd.Series[bool], name: str, rows: pd.DataFrame) -> None:
         if chosen.any():
             times = _times(raw[chosen], name, file)
             if f"time_stats.{SAVE}.median" in raw:
                 times = times + _times(raw[chosen], SAVE, file)
-            intake.take(op, heads.assign(**columns)[chosen].assign(**{TIME: times}))
+            intake.take(op, rows[chosen].assign(**{TIME: times}))
+
+    take("decode_attention", decode, "attn_decode", heads.assign(kv_tokens=cached + 1))
+    new = heads.assign(num_tokens=chunk, context_tokens=cached, compute_format="bf16")
+    take("prefill_attention", prefill, "attn_prefill", new)
     left = ~(prefill | decode)
     intake.leave("attention", int((left & ~whole).sum()), "fewer KV heads than GPUs")
     intake.leave("attention", int((left & whole).sum()), "neither one decode nor one prefill")
     for name in _ops_of(raw):
         if name not in ("attn_prefill", "attn_decode", SAVE):
             intake.leave(name, len(raw))
+
+
+def _heads(raw: pd.DataFrame, x: pd.DataFrame) -> pd.DataFrame:
+    """What both kinds of rows have in common: the heads of one GPU."""
+    tp = _at_least_one(x[TP].to_numpy())
+    return pd.DataFrame(
+        {
+            KERNEL: raw["attention_backend"].str.split(".").str[-1].str.lower(),
+            "kv_format": "bf16",
+            "num_seqs": x["batch_size"],
+            "num_q_heads": x["n_q_head"] // tp,
+            "num_kv_heads": x["n_kv_head"] // tp,
+            "head_dim": x["n_embd"] // _at_least_one(x["n_q_head"].to_numpy()),
+            "window": 0,
+        }
+    )
 
 
 def _all_reduce(file: Path, intake: Intake) -> None:
