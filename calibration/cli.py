@@ -140,7 +140,8 @@ def _fitted(found: Tables, folder: Path, how: Boosting) -> dict[str, Any]:
 
 def _enough(found: Tables) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     """Tables without the curves that are too short to be fitted and held against; those by name."""
-    enough, few = {}, {}
+    enough: dict[str, pd.DataFrame] = {}
+    few: dict[str, int] = {}
     for op, table in found.ops.items():
         parts = {label: rows_of(op, table, label) for label in labels_of(op, table)}
         few |= {f"{op} {x}".strip(): len(p) for x, p in parts.items() if len(p) < FEWEST_FITTED}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from calibration.columns import KERNEL, TIME
 from calibration.importing import UNSTATED, Intake, csv_files, read_foreign
@@ -24,6 +25,7 @@ from calibration.tables import Tables, numbers
 from simulator.errors import ConfigError
 from simulator.spec import GpuSpec
 
+Counts = NDArray[np.int64]
 MS = 1e-3
 DEVICES = ("a40", "a100", "h100")  # how Vidur's folders name GPUs
 GEMMS = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
@@ -189,5 +191,5 @@ def _ops_of(raw: pd.DataFrame) -> list[str]:
     return [parts[1] for parts in names if parts[0] == "time_stats" and parts[-1] == "median"]
 
 
-def _at_least_one(counts: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    return np.maximum(counts, 1)
+def _at_least_one(counts: Counts) -> Counts:
+    return np.clip(counts, 1, None)
