@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from calibration.columns import KERNEL, SCHEMAS, TIME
+from calibration.columns import KERNEL, TIME
 from calibration.gate import gate
+from calibration.importing import clean
 from calibration.tables import Tables
 from simulator.catalog import load_gpu
 from simulator.errors import ConfigError, unknown_name
@@ -148,7 +149,7 @@ def import_tables(system: str, engine: str, root: Path | None = None) -> Tables:
         if path is None:
             notes[op] = "not measured"
             continue
-        table = _clean(op, source.read(_read(path)), notes)
+        table = clean(op, source.read(_read(path)), notes)
         copied = _copied_from(op, table, path)
         if copied:
             notes[op] = f"all rows: times equal {copied}'s, copied rather than measured"
@@ -219,18 +220,6 @@ def _num_rows(path: Path) -> int:
         return int(parquet.read_metadata(path).num_rows)
     except (OSError, ArrowInvalid) as error:
         raise ConfigError(f"{path}: not a parquet table ({error})") from None
-
-
-def _clean(op: str, table: Table, notes: dict[str, str]) -> Table:
-    """The op's columns; points measured again count with their median."""
-    schema = SCHEMAS[op]
-    keys = [KERNEL, *schema.key]
-    table = table.astype({TIME: np.float64})
-    good = table[np.isfinite(table[TIME]) & (table[TIME] > 0)]
-    merged = good.groupby(keys, as_index=False, sort=False)[TIME].median()
-    if len(merged) < len(table):
-        notes[f"{op} repeats"] = f"{len(table) - len(merged)} rows: merged into their median"
-    return pd.DataFrame(merged[list(schema.columns)])
 
 
 def _copied_from(op: str, table: Table, path: Path) -> str:

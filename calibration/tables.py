@@ -83,7 +83,7 @@ def read_tables(folder: Path, *, gpu: str = "") -> Tables:
         )
         if path is None:
             raise ConfigError(f"{folder / META}: tables.{op}: {op}.csv.gz does not exist")
-        ops[op] = check_table(op, _read_csv(path), str(path), stated)
+        ops[op] = check_table(op, read_cells(path), str(path), stated)
     return Tables(
         provenance={key: str(meta[key]) for key in PROVENANCE},
         ops=ops,
@@ -110,7 +110,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_cells(path: Path) -> pd.DataFrame:
+    """Every cell of a CSV file as text.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not CSV.
+    """
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -134,13 +139,20 @@ def check_table(op: str, raw: pd.DataFrame, name: str, stated: object = None) ->
             )
     table = pd.DataFrame({column: raw[column] for column in (KERNEL, *schema.labels)})
     for column in (*schema.sizes, TIME):
-        table[column] = _numbers(raw[column], column, name, whole=column != TIME)
+        table[column] = numbers(raw[column], column, name, whole=column != TIME)
     _check_times(table[TIME].to_numpy(), name)
     _check_rows(op, table, name, stated)
     return table
 
 
-def _numbers(cells: pd.Series[Any], column: str, name: str, *, whole: bool) -> pd.Series[Any]:
+def numbers(
+    cells: pd.Series[Any], column: str, name: str, *, whole: bool, unit: str = "seconds"
+) -> pd.Series[Any]:
+    """Text cells as whole numbers, or as finite ones, none negative; their index is the row.
+
+    Raises:
+        ConfigError: the line of the first cell that is neither.
+    """
     values = pd.to_numeric(cells, errors="coerce")
     array = values.to_numpy(dtype=np.float64)
     wrong = ~np.isfinite(array) | (array < 0)
@@ -148,10 +160,11 @@ def _numbers(cells: pd.Series[Any], column: str, name: str, *, whole: bool) -> p
         wrong |= array != np.floor(array)
     if wrong.any():
         row = int(np.argmax(wrong))
-        what = "a whole number >= 0" if whole else "seconds > 0"
+        what = "a whole number >= 0" if whole else f"{unit} > 0"
         cut = ": file cut short?" if row == len(array) - 1 and not str(cells.iloc[row]) else ""
         got = str(cells.iloc[row]) or "nothing"
-        raise ConfigError(f"{name}: line {row + 2}: {column}: expected {what} (got {got}){cut}")
+        line = int(cells.index[row]) + 2
+        raise ConfigError(f"{name}: line {line}: {column}: expected {what} (got {got}){cut}")
     return values.astype(np.int64 if whole else np.float64)
 
 

@@ -54,11 +54,11 @@ def explain(experiment: str | None, **values: Any) -> None:
     run(experiment, values)
 
 
-def calibrate(action: str, target: str, **values: Any) -> None:
-    """Cost tables from measured kernels: import a database; fit, find errors or report a folder."""
+def calibrate(action: str, target: str, paths: list[str] | None, **values: Any) -> None:
+    """Cost tables from measured kernels, and engine profiles from benchmarks of your own."""
     from simulator.commands.calibrate import run
 
-    run(action, target, values)
+    run(action, target, paths, values)
 
 
 def validate(runs: str, **values: Any) -> None:
@@ -129,8 +129,26 @@ def _argument(name: str, metavar: str, help_text: str) -> inspect.Parameter:
 
 
 CALIBRATION = (
-    _argument("action", "import|fit|errors|report", "What to do."),
-    _argument("target", "aiconfigurator|FOLDER", "Database to import, or folder of tables."),
+    _argument("action", "import|fit|errors|report|transfer|from-bench", "What to do."),
+    _argument(
+        "target",
+        "SOURCE|FOLDER|GPU|RESULT",
+        "import: aiconfigurator, vidur, apex or vllm-forward; from-bench: a result of "
+        "`vllm bench serve`, or a runs.csv; else a folder, or a bundled GPU.",
+    ),
+    inspect.Parameter(
+        "paths",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[PATH]...",
+                help="import: file or folder; from-bench: further results.",
+                show_default=False,
+            ),
+        ],
+    ),
 )
 
 
@@ -179,9 +197,11 @@ _add(
     calibrate,
     flags.CALIBRATE,
     "headway calibrate import aiconfigurator --system h200_sxm --engine vllm --out h200 --json",
+    "headway calibrate import vidur profiling/compute/h100 --gpu H100-SXM --out h100",
     "headway calibrate fit h200",
     "headway calibrate errors h200",
     "headway calibrate report h200",
+    "headway calibrate transfer H200-SXM --to H100-SXM --points few/gemm.csv --out h100",
     arguments=CALIBRATION,
 )
 _add(

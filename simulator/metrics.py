@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.costs.fitted import source_of
+from simulator.costs.fitted import ROOFLINE, source_of
 from simulator.energy import energy_j, price_per_hour
 from simulator.experiment import Experiment
 from simulator.frames import iteration_frame, request_frame, timeseries
@@ -24,8 +24,8 @@ from simulator.latency import RequestTimes, request_times, slo_met
 from simulator.occupancy import kv_utilisation, running_and_waiting
 from simulator.recorder import REJECTED, UNFINISHED, Result
 from simulator.segments import SegmentTable, segment_table
-from simulator.spec import Slo
-from simulator.utilisation import mfu_mbu, replica_gpus, segment_work
+from simulator.spec import GpuSpec, Slo
+from simulator.utilisation import extrapolated_share, mfu_mbu, replica_gpus, segment_work
 
 __all__ = ["iteration_frame", "request_frame", "summarise", "timeseries"]
 
@@ -250,7 +250,7 @@ def _hardware(run: Run) -> dict[str, object]:
         "gpu": ", ".join(sorted({gpu.name for gpu in gpus})),
         "num_gpus": num_gpus,
         "plan": str(experiment.plan),
-        "cost_tables": "; ".join(sorted({source_of(gpu, experiment.settings) for gpu in gpus})),
+        "cost_tables": _cost_tables(run, gpus),
         "total_tokens_per_s_per_gpu": _ratio(total, per_gpu_s),
         "output_tokens_per_s_per_gpu": _ratio(run.output_tokens, per_gpu_s),
         **mfu_mbu(experiment, work, seconds),
@@ -261,6 +261,16 @@ def _hardware(run: Run) -> dict[str, object]:
         "usd_per_million_output_tokens": _ratio(paid * 1e6, run.output_tokens),
         "usd_per_million_total_tokens": _ratio(paid * 1e6, total),
     }
+
+
+def _cost_tables(run: Run, gpus: list[GpuSpec]) -> str:
+    """Where every price comes from, and how much of the time lies beyond what was measured."""
+    settings = run.experiment.settings
+    stated = "; ".join(sorted({source_of(gpu, settings) for gpu in gpus}))
+    if not settings.extrapolate or settings.calibration in ("", ROOFLINE):
+        return stated
+    share = extrapolated_share(run.experiment, run.segments)
+    return f"{stated}; {100 * share:.0f} % of the time beyond the measured sizes"
 
 
 def _known(values: Floats) -> Floats:

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator import params
+from simulator.costs.beyond import share_beyond
+from simulator.costs.roofline import layout_of
 from simulator.experiment import Experiment
 from simulator.placement import replicas_that_fit
 from simulator.segments import SegmentTable
@@ -42,6 +44,22 @@ def replica_gpus(experiment: Experiment) -> list[GpuSpec]:
     plan, groups = experiment.plan, experiment.cluster.groups
     gpus = [group.gpu for group in groups for _ in range(replicas_that_fit(plan, group))]
     return (gpus + [groups[-1].gpu] * plan.dp)[: plan.dp]
+
+
+def extrapolated_share(experiment: Experiment, segments: SegmentTable) -> float:
+    """Share of the priced time beyond the measured sizes; of several GPUs, the largest."""
+    settings, groups = experiment.settings, experiment.cluster.groups
+    if not len(segments):
+        return 0.0
+    names = np.array([gpu.name for gpu in replica_gpus(experiment)])[segments.replica]
+    shares = []
+    for group in {group.gpu.name: group for group in groups}.values():
+        chosen = names == group.gpu.name
+        if chosen.any():
+            load = {k: v[chosen].astype(np.float64) for k, v in segments.columns.items()}
+            layout = layout_of(experiment.model, experiment.plan, group, settings)
+            shares.append(share_beyond(layout, load))
+    return max(shares, default=0.0)
 
 
 def segment_work(experiment: Experiment, segments: SegmentTable) -> SegmentWork:

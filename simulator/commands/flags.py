@@ -279,6 +279,23 @@ CALIBRATE = _panel(
     Flag(name="--engine", help="import: vllm, trtllm or sglang."),
     Flag(name="--out", metavar="FOLDER", help="Where tables and curves are written."),
     Flag(name="--source", metavar="FOLDER", help="import: systems folder, if not installed."),
+    Flag(name="--gpu", help="import, from-bench: the GPU that was measured."),
+    Flag(name="--model", help="vllm-forward: the model that ran; from-bench: if not the result's."),
+    Flag(name="--tp", help="vllm-forward, from-bench: GPUs that shared each layer; default 1."),
+    Flag(name="--engine-version", help="from-bench: of the server, such as 0.15.1."),
+    Flag(name="--profile", help="from-bench: engine profile to start from."),
+    Flag(name="--to", help="transfer: the GPU whose datasheet the curves take over."),
+    Flag(
+        name="--points",
+        metavar="PATH",
+        many=True,
+        help="transfer: folder of tables, or one table, measured on it. Repeatable.",
+    ),
+    Flag(
+        name="--across-generations",
+        kind=bool,
+        help="transfer: from another generation too, tens of per cent off.",
+    ),
     Flag(name="--compact", kind=bool, help="fit: fewer trees, a file small enough to ship."),
     JSON,
 )

@@ -28,12 +28,13 @@ class Curve:
     parameters: Mapping[str, float]
     residual: Trees | Radial | NoResidual
     ranges: Mapping[str, tuple[float, float]]  # measured range of each input
+    log_bias: float = 0.0  # correction of a curve that was measured on another GPU
 
     def time_s(self, points: Points, *, l2_bytes: float = 0.0) -> Array:
         """Seconds at each point; tensors under `l2_bytes` may beat the memory's rate."""
         form = FORMS[self.op]
         physical = form.time(self.parameters, points, self.gpu)
-        learned = self.residual.predict(self.features(points))
+        learned = self.residual.predict(self.features(points)) + self.log_bias
         least = form.bounds(points, self.gpu).least_s(l2_bytes)
         seconds: Array = np.maximum(physical * np.exp(learned), least)
         return seconds
@@ -47,12 +48,14 @@ class Curve:
 
     def to_json(self) -> dict[str, object]:
         """Six digits of every parameter."""
+        bias = {"log_bias": float(f"{self.log_bias:.6g}")} if self.log_bias else {}
         return {
             "op": self.op,
             "label": self.label,
             "parameters": {name: float(f"{v:.6g}") for name, v in self.parameters.items()},
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
             "residual": self.residual.to_json(),
+            **bias,
         }
 
 
@@ -68,4 +71,5 @@ def curve_of(data: Mapping[str, Any], gpu: GpuSpec) -> Curve:
         parameters=parameters,
         residual=residual_of(data["residual"]),
         ranges={name: ranges[name] for name in form.inputs},
+        log_bias=float(data.get("log_bias", 0.0)),
     )

@@ -71,6 +71,7 @@ def print_outcome(console: Console, outcome: SearchOutcome, *, max_rows: int = M
         console.print(Text(outcome.command, style="cyan"), soft_wrap=True)
         if outcome.command_note:
             line(outcome.command_note, "dim")
+        line(f"costs: {outcome.best.metrics.get('cost_tables') or 'not stated'}", "dim")
 
 
 def _subject(outcome: SearchOutcome) -> str:

@@ -32,12 +32,15 @@ def test_fit_report_and_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["calibrate", "bake", "x"], "expected import, fit, errors or report (got 'bake')"),
+        (
+            ["calibrate", "bake", "x"],
+            "expected import, fit, errors, report, transfer or from-bench (got 'bake')",
+        ),
         (["calibrate", "import", "aiconfigurator"], "expected --system (got none)"),
         (["calibrate", "fit", "/nowhere/at/all"], "no meta.yaml"),
         (
-            ["calibrate", "import", "vidur", "--system", "a", "--engine", "b", "--out", "c"],
-            "unknown source of measurements 'vidur'",
+            ["calibrate", "import", "vidurr", "--system", "a", "--engine", "b", "--out", "c"],
+            "unknown source of measurements 'vidurr'",
         ),
         ([*EXPLAIN, "--calibration", "/nowhere"], "headway calibrate fit"),
     ],
