@@ -26,8 +26,8 @@ LARGER: Mapping[str, tuple[str, ...]] = {
     "moe": ("num_tokens", "ffn_size", "local_experts"),
     "decode_attention": ("num_seqs", "kv_tokens"),
     "prefill_attention": ("num_seqs", "num_tokens"),
-    "mla_decode": ("num_seqs", "kv_tokens"),
-    "mla_prefill": ("num_seqs", "num_tokens"),
+    "mla_decode_block": ("num_seqs", "kv_tokens"),
+    "mla_prefill_block": ("num_seqs", "num_tokens"),
 }
 
 
