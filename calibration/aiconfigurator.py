@@ -56,6 +56,7 @@ class Source:
     family: str
     file: str
     read: Callable[[Table], Table]
+    engine: str = ""  # "" = the one asked for
 
 
 def _common(raw: Table, fmt: str) -> Table:
@@ -93,6 +94,22 @@ def read_decode(raw: Table) -> Table:
     return _attention(raw).assign(kv_tokens=raw["isl"] + raw["step"])
 
 
+def _mla(raw: Table) -> Table:
+    kv_formats = raw["kv_cache_dtype"].map(lambda name: FORMATS.get(name, name))
+    sizes = {"num_seqs": raw["batch_size"], "num_q_heads": raw["num_heads"]}
+    return _common(raw, "gemm_type").assign(kv_format=kv_formats, **sizes)
+
+
+def read_mla_prefill(raw: Table) -> Table:
+    """isl new tokens of each sequence; nothing cached was measured."""
+    return _mla(raw[raw["step"] == 0]).assign(num_tokens=raw["isl"])
+
+
+def read_mla_decode(raw: Table) -> Table:
+    """`step` counts the new token here: its values are powers of two, one less in kernel tables."""
+    return _mla(raw).assign(kv_tokens=raw["step"])
+
+
 def read_moe(raw: Table) -> Table:
     """Slices over moe_tp and experts over moe_ep, as one GPU sees them."""
     kernel, hidden, ffn = raw["kernel_source"], raw["hidden_size"], raw["inter_size"]
@@ -122,12 +139,29 @@ def read_all_reduce(raw: Table) -> Table:
     )
 
 
+def read_nccl(raw: Table) -> Table:
+    """message_size is elements of the whole tensor; the engines' all-reduce is a table apart."""
+    raw = raw[(raw["nccl_dtype"] == "half") & (raw["op_name"] != "all_reduce")]
+    return pd.DataFrame(
+        {
+            KERNEL: raw["kernel_source"],
+            "kind": raw["op_name"].replace("alltoall", "all_to_all"),
+            "num_gpus": raw["num_gpus"],
+            "payload_bytes": raw["message_size"] * 2,
+            TIME: raw["latency"] * MS,
+        }
+    )
+
+
 SOURCES: Mapping[str, Source] = {
     "gemm": Source(family="gemm", file="gemm", read=read_gemm),
     "prefill_attention": Source(family="attention", file="context_attention", read=read_prefill),
     "decode_attention": Source(family="attention", file="generation_attention", read=read_decode),
+    "mla_prefill_block": Source(family="mla", file="mla_context_module", read=read_mla_prefill),
+    "mla_decode_block": Source(family="mla", file="mla_generation_module", read=read_mla_decode),
     "moe": Source(family="moe", file="moe", read=read_moe),
     "all_reduce": Source(family="comm", file="custom_allreduce", read=read_all_reduce),
+    "collective": Source(family="comm", file="nccl", read=read_nccl, engine="nccl"),
 }
 
 
@@ -145,7 +179,8 @@ def import_tables(system: str, engine: str, root: Path | None = None) -> Tables:
     gpu = load_gpu(SYSTEMS[system])
     ops, versions, notes = {}, [], {}
     for op, source in SOURCES.items():
-        path = _newest(root / "data" / system / source.family / engine, source.file)
+        folder = root / "data" / system / source.family / (source.engine or engine)
+        path = _newest(folder, source.file)
         if path is None:
             notes[op] = "not measured"
             continue
@@ -156,7 +191,7 @@ def import_tables(system: str, engine: str, root: Path | None = None) -> Tables:
             continue
         ops[op] = gate(op, table, gpu, notes)
         versions.append(f"{op} {path.parent.name}")
-    if not ops:
+    if all(SOURCES[op].engine for op in ops):
         raise ConfigError(f"{root / 'data' / system}: nothing measured for {engine}")
     provenance = {
         "gpu": gpu.name,

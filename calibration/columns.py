@@ -41,6 +41,14 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     # One new token of each sequence; `kv_tokens` of each, the new one included.
     "decode_attention": Schema(labels=("kv_format",), sizes=("num_seqs", "kv_tokens", *ATTENTION)),
+    # A whole block of multi-head latent attention of DeepSeek-V3, projections included, on a GPU
+    # with `num_q_heads` of its heads; prompts without a cached prefix.
+    "mla_prefill_block": Schema(
+        labels=("format", "kv_format"), sizes=("num_seqs", "num_tokens", "num_q_heads")
+    ),
+    "mla_decode_block": Schema(
+        labels=("format", "kv_format"), sizes=("num_seqs", "kv_tokens", "num_q_heads")
+    ),
     # Routed experts from sorted tokens to weighted sum, on one GPU: `local_experts` of
     # `num_experts`, each `ffn_size` wide on this GPU; tokens of the whole group. `skew_percent`:
     # 0 = balanced, else 100 x the exponent of the power law the router's load follows.
@@ -53,5 +61,7 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     # Sum over the GPUs of one node; `payload_bytes` of the whole tensor on each GPU.
     "all_reduce": Schema(labels=("launch",), sizes=("num_gpus", "payload_bytes")),
+    # The other kinds (all_gather, reduce_scatter, all_to_all), a whole tensor of `payload_bytes`.
+    "collective": Schema(labels=("kind",), sizes=("num_gpus", "payload_bytes")),
 }
 OPS = tuple(SCHEMAS)

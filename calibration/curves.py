@@ -20,7 +20,8 @@ from simulator.costs.fitted import CURVES, FORMAT
 from simulator.costs.form_base import Array
 
 HEADLINE = {"gemm": "GEMM", "decode_attention": "decode", "prefill_attention": "prefill"}
-HEADLINE |= {"moe": "MoE", "all_reduce": "all-reduce"}
+HEADLINE |= {"mla_decode_block": "MLA decode", "mla_prefill_block": "MLA prefill"}
+HEADLINE |= {"moe": "MoE", "all_reduce": "all-reduce", "collective": "NCCL"}
 
 
 def fit_and_write(

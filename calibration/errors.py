@@ -25,7 +25,7 @@ from calibration.fit import COMPACT, fit_curve, labels_of, rows_of
 from calibration.priced import priced_s
 from calibration.tables import Tables
 from simulator.catalog import load_gpu
-from simulator.costs.error import AXES, ERRORS, FORMAT, UNIT, Profile
+from simulator.costs.error import AXES, ERRORS, FORMAT, STANDS_FOR, UNIT, Profile
 from simulator.costs.form_base import Array
 from simulator.costs.ops import Machine, machine_of
 from simulator.costs.tables import CostTables
@@ -40,6 +40,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
         *("local_experts", "experts_per_token", "is_gated"),
     ),
     "all_reduce": ("num_gpus",),
+    "collective": ("num_gpus",),
+    "mla_prefill_block": ("format", "kv_format", "num_q_heads"),
+    "mla_decode_block": ("format", "kv_format", "num_q_heads"),
 }
 # Points that serving asks for: (least, most) of a column. Attention's limits are those of the
 # affine forms, see `simulator.costs.attention_fit`.
@@ -54,6 +57,9 @@ SERVED: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "decode_attention": {"window": (0, 0), "kv_tokens": (128, 32768), "num_seqs": (1, 1024)},
     "moe": {"num_tokens": (1, 16384)},
     "all_reduce": {},
+    "collective": {},
+    "mla_prefill_block": {"num_tokens": (32, 16384), "num_seqs": (1, 8)},
+    "mla_decode_block": {"kv_tokens": (128, 32768), "num_seqs": (1, 1024)},
 }
 MOST_TOKENS = {"prefill_attention": 16384.0, "decode_attention": 2.0**22}  # of a whole batch
 FOLDS = 5
@@ -102,6 +108,8 @@ def roofline_misses(tables: Tables, gpu: GpuSpec) -> Iterator[tuple[str, Misses]
     """Misses of the roofline with shares of peak, by op; every format together."""
     machine = bare_machine(gpu)
     for op, table in tables.ops.items():
+        if op in STANDS_FOR:
+            continue
         rows = served(op, table)
         found = rows.assign(priced_s=priced_s(op, rows, machine)).dropna(subset="priced_s")
         if len(found):

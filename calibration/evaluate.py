@@ -21,14 +21,18 @@ from simulator.spec import GpuSpec
 Mask = NDArray[np.bool_]
 SHARE = 0.1
 SMALL = 500  # rows under which a random tenth would leave whole curves without a point
+TURNS = 5  # tenths of a small table that are tried, as the error of one depends on its luck
 FEWEST = 8  # points a curve can be fitted to
 # Largest value fitted, by axis: points up to twice as far are predicted, farther ones ignored.
 BEYOND: Mapping[str, Mapping[str, int]] = {
     "gemm": {"num_tokens": 16384, "out_size": 8192, "in_size": 8192},
     "prefill_attention": {"num_seqs": 128, "num_tokens": 8192},
     "decode_attention": {"num_seqs": 1024, "kv_tokens": 65536},
+    "mla_prefill_block": {"num_seqs": 128, "num_tokens": 8192},
+    "mla_decode_block": {"num_seqs": 512, "kv_tokens": 65536},
     "moe": {"num_tokens": 8192},
     "all_reduce": {"payload_bytes": 2**29},
+    "collective": {"payload_bytes": 2**28},
 }
 
 
@@ -71,18 +75,29 @@ def misses_of(curve: Curve, table: pd.DataFrame) -> Array:
     return miss
 
 
-def sample(op: str, label: str, table: pd.DataFrame, share: float = SHARE) -> Mask:
-    """A share of the rows, the same at every call: random, of small tables spread evenly."""
+def sample(
+    op: str, label: str, table: pd.DataFrame, share: float = SHARE, turn: int = TURNS // 2
+) -> Mask:
+    """A share of the rows, the same at every call: random, of small tables spread evenly.
+
+    `turn` (0 to `TURNS` - 1) shifts the even spread.
+    """
     rng = np.random.default_rng([zlib.crc32(f"{op} {label}".encode()), len(table)])
     taken = np.zeros(len(table), dtype=np.bool_)
     number = min(len(table), max(FEWEST, round(share * len(table))))
     if len(table) < SMALL:
         order = np.lexsort([table[name] for name in reversed(SCHEMAS[op].key)])
-        places = (np.arange(number) + 0.5) * len(table) / number
+        places = (np.arange(number) + (turn + 0.5) / TURNS) * len(table) / number
         taken[order[places.astype(int)]] = True
     else:
         taken[rng.permutation(len(table))[:number]] = True
     return taken
+
+
+def samples(op: str, label: str, table: pd.DataFrame, share: float = SHARE) -> list[Mask]:
+    """The one random share of a table, or every even spread of a small one."""
+    turns = range(TURNS) if len(table) < SMALL else [TURNS // 2]
+    return [sample(op, label, table, share, turn) for turn in turns]
 
 
 def held_out(
@@ -96,9 +111,11 @@ def held_out(
     misses = {}
     for label in labels_of(op, table):
         rows = rows_of(op, table, label)
-        taken = sample(op, label, rows, share)
-        curve = fit_curve(op, label, rows[taken], gpu, how)
-        misses[label] = misses_of(curve, rows[~taken])
+        parts = []
+        for taken in samples(op, label, rows, share):
+            curve = fit_curve(op, label, rows[taken], gpu, how)
+            parts.append(misses_of(curve, rows[~taken]))
+        misses[label] = np.concatenate(parts)
     return misses
 
 
@@ -115,7 +132,7 @@ def beyond(
             for other, other_limit in BEYOND[op].items():
                 far = far[far[other] <= other_limit] if other != axis else far
             if len(far) and len(fitted) >= FEWEST:
-                taken = sample(op, label, fitted, share)
-                curve = fit_curve(op, label, fitted[taken], gpu, how)
-                misses.setdefault(axis, []).append(misses_of(curve, far))
+                for taken in samples(op, label, fitted, share):
+                    curve = fit_curve(op, label, fitted[taken], gpu, how)
+                    misses.setdefault(axis, []).append(misses_of(curve, far))
     return {axis: np.concatenate(parts) for axis, parts in misses.items()}

@@ -23,10 +23,10 @@ from simulator.spec import GpuSpec
 
 PRECISE = Boosting()
 COMPACT = Boosting(trees=260, rate=0.16)  # the embedded curves: 40 kB each
-LABELS = {"gemm": "format", "moe": "format", "all_reduce": "launch"}  # a curve each
-RADIAL = ("all_reduce",)  # tables of a few dozen points on two axes
+LABELS = {"gemm": "format", "moe": "format", "all_reduce": "launch", "collective": "kind"}
+RADIAL = ("all_reduce", "collective")  # tables of a few dozen points on two axes
 OUTLIER = 3.0  # a miss of 1/3 in log counts half, a miss of 3 hardly more than one of 1
-PRIOR = 0.05  # a parameter e times its start weighs as much as one point 5 % off
+PRIOR = 0.1  # a parameter e times its start weighs as much as one point 10 % off
 FORM_ROWS = 6000  # rows are plenty for seven parameters
 DEEPER = {"decode_attention": 1}  # splits over KV switch with several inputs at once
 MOST_ROWS = 24_000  # trees learn little from more

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.costs.attention_fit import DecodeFit, PrefillFit, fit_decode, fit_prefill
+from simulator.costs.mla_fit import fit_mla_decode, fit_mla_prefill
 from simulator.costs.ops import Machine
 from simulator.spec import KV_FORMATS
 from simulator.work import AttentionWork, Tokens
@@ -31,10 +32,13 @@ class AttentionTime:
 def attention_time(work: AttentionWork, num_decode: Tokens, machine: Machine) -> AttentionTime:
     """Affine coefficients of decode and prefill attention, measured where there are tables."""
     formula = _formula(work, num_decode, machine)
-    if machine.tables is None or work.mla:
+    if machine.tables is None:
         times = _erring(formula, work, machine, (None, None))
         return _spread(times, work, num_decode, machine)
-    decode, prefill = fit_decode(work, machine.tables), fit_prefill(work, machine.tables)
+    if work.mla:
+        decode, prefill = fit_mla_decode(work, machine), fit_mla_prefill(work, machine)
+    else:
+        decode, prefill = fit_decode(work, machine.tables), fit_prefill(work, machine.tables)
     if decode is not None:
         formula = replace(
             formula,

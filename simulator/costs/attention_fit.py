@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.costs.form_base import Array
 from simulator.costs.tables import CostTables
-from simulator.spec import KV_FORMATS
+from simulator.spec import KV_FORMATS, GpuSpec
 from simulator.work import AttentionWork
 
 SEQS: Array = np.unique(np.rint(2.0 ** np.arange(0.0, 11.1, 0.5)))
@@ -58,21 +58,41 @@ def head_points(work: AttentionWork, size: int) -> dict[str, Array]:
     return {name: np.full(size, float(value)) for name, value in values.items()}
 
 
+def decode_grid() -> tuple[Array, Array]:
+    """Sequences and the context of each, over the lengths that serving meets."""
+    seqs, contexts = np.meshgrid(SEQS, CONTEXTS, indexing="ij")
+    return seqs.ravel(), contexts.ravel()
+
+
+def prefill_grid() -> tuple[Array, Array]:
+    """Chunks of one iteration and the tokens of each."""
+    prompts, chunks = (grid.ravel() for grid in np.meshgrid(PROMPTS, CHUNKS, indexing="ij"))
+    fits = prompts * chunks <= MOST_NEW
+    return prompts[fits], chunks[fits]
+
+
 @lru_cache(maxsize=1024)
 def fit_decode(work: AttentionWork, tables: CostTables) -> DecodeFit | None:
-    """One slope for every batch, so that a price never falls as sequences join; None = no table.
-
-    Alternates between the base of each batch, given the slope, and the slope given the bases.
-    """
-    seqs, contexts = (grid.ravel() for grid in np.meshgrid(SEQS, CONTEXTS, indexing="ij"))
+    """Decode of the paged kernels; None = no table."""
+    seqs, contexts = decode_grid()
     points = head_points(work, len(seqs)) | {"num_seqs": seqs, "kv_tokens": contexts}
     measured = tables.attention_s("decode_attention", points)
     if measured is None:
         return None
+    return affine_decode(measured, measured, work, tables.gpu)
+
+
+def affine_decode(seconds: Array, scale: Array, work: AttentionWork, gpu: GpuSpec) -> DecodeFit:
+    """One slope for every batch, so that a price never falls as sequences join.
+
+    Alternates between the base of each batch, given the slope, and the slope given the bases.
+    `seconds` on `decode_grid`; a miss counts relative to `scale`.
+    """
     shape = (len(SEQS), len(CONTEXTS))
-    kv, times = (seqs * contexts).reshape(shape), measured.reshape(shape)
-    weight = np.where(kv <= MOST_KV, 1.0 / times**2, 0.0)
-    least = work.kv_bytes_per_token / tables.gpu.memory_bytes_per_s
+    seqs, contexts = decode_grid()
+    kv, times = (seqs * contexts).reshape(shape), seconds.reshape(shape)
+    weight = np.where(kv <= MOST_KV, 1.0 / scale.reshape(shape) ** 2, 0.0)
+    least = work.kv_bytes_per_token / gpu.memory_bytes_per_s
     slope, base = least, np.zeros(len(SEQS))
     for _ in range(30):
         base = np.maximum((weight * (times - slope * kv)).sum(1) / weight.sum(1), 0.0)
@@ -83,10 +103,8 @@ def fit_decode(work: AttentionWork, tables: CostTables) -> DecodeFit | None:
 
 @lru_cache(maxsize=1024)
 def fit_prefill(work: AttentionWork, tables: CostTables) -> PrefillFit | None:
-    """Non-negative coefficients no faster than the roofline; None = no table."""
-    prompts, chunks = (grid.ravel() for grid in np.meshgrid(PROMPTS, CHUNKS, indexing="ij"))
-    fits = prompts * chunks <= MOST_NEW
-    prompts, chunks = prompts[fits], chunks[fits]
+    """Prefill of the paged kernels; None = no table."""
+    prompts, chunks = prefill_grid()
     points = head_points(work, len(chunks)) | {
         "num_seqs": prompts,
         "num_tokens": chunks,
@@ -94,10 +112,17 @@ def fit_prefill(work: AttentionWork, tables: CostTables) -> PrefillFit | None:
         "compute_bits": np.full(len(chunks), 16.0),
     }
     measured = tables.attention_s("prefill_attention", points)
-    if measured is None:
-        return None
-    gpu, new = tables.gpu, prompts * chunks
-    columns = np.stack([np.ones(len(new)), new, prompts * chunks * (chunks + 1.0) / 2.0], axis=1)
+    return None if measured is None else affine_prefill(measured, measured, work, tables.gpu)
+
+
+def affine_prefill(seconds: Array, scale: Array, work: AttentionWork, gpu: GpuSpec) -> PrefillFit:
+    """Non-negative coefficients no faster than the roofline.
+
+    `seconds` on `prefill_grid`; a miss counts relative to `scale`.
+    """
+    prompts, chunks = prefill_grid()
+    new = prompts * chunks
+    columns = np.stack([np.ones(len(new)), new, new * (chunks + 1.0) / 2.0], axis=1)
     moved = work.prefill_io_bytes_per_token + work.kv_bytes_per_token
     least = np.array(
         [
@@ -107,7 +132,7 @@ def fit_prefill(work: AttentionWork, tables: CostTables) -> PrefillFit | None:
         ]
     )
     base, per_token, per_pair = least + _non_negative(
-        columns / measured[:, None], 1.0 - columns @ least / measured
+        columns / scale[:, None], (seconds - columns @ least) / scale
     )
     return PrefillFit(base_s=float(base), per_token_s=float(per_token), per_pair_s=float(per_pair))
 

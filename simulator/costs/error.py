@@ -36,6 +36,12 @@ from simulator.work import AttentionWork, Collective, ExpertGemm, Gemm, Op, Toke
 ERRORS = "errors.json"
 FORMAT = 1
 UNIT = "0.01 % of log(measured / priced)"
+# Ops whose roofline was held against no measurement, and the op whose errors stand for theirs.
+STANDS_FOR = {
+    "collective": "all_reduce",
+    "mla_decode_block": "decode_attention",
+    "mla_prefill_block": "prefill_attention",
+}
 AXES = {"gemm": "num_tokens", "moe": "num_tokens"}  # columns of a profile; other ops have one
 # The same bf16 GEMMs timed by two other engines (trtllm, sglang) against vllm on one kind of GPU,
 # median log ratio over 8,800 to 35,742 shapes (aiconfigurator 0.12): A100 0.2, 3.6; H100 2.2, 4.2;
@@ -104,7 +110,10 @@ class PriceError:
             name, fmt = "moe", op.format
             family = (op.num_experts, op.local_experts, op.experts_per_token, *op.layer_sizes)
         elif isinstance(op, Collective):
-            name, fmt, sizes = "all_reduce", "graph", op.bytes_per_token * tokens
+            name, fmt = ("all_reduce", "graph")
+            if op.kind != "all_reduce":
+                name, fmt = "collective", op.kind
+            sizes = op.bytes_per_token * tokens
             family = (op.kind, op.num_gpus, op.local_gpus)
         else:  # no table has a pass over memory
             family, tables = (op.name, op.bytes_per_token), None
@@ -113,6 +122,8 @@ class PriceError:
     def attention_factor(self, name: str, work: AttentionWork, tables: CostTables | None) -> float:
         """Of `decode_attention` or `prefill_attention`, as one number a head configuration."""
         family = (work.kv_format, work.num_q_heads, work.num_kv_heads, work.prefill_flops_per_pair)
+        if work.mla:
+            name = {"decode_attention": "mla_decode_block"}.get(name, "mla_prefill_block")
         return float(self.factor((name, ""), family, np.ones(1), tables)[0])
 
     def factor(
@@ -125,7 +136,7 @@ class PriceError:
         """exp(error) of an (op, format) and shape family at each size."""
         name, fmt = op
         label = fmt
-        profile, shared = self.roofline[name], 0.0
+        profile, shared = self.roofline[STANDS_FOR.get(name, name)], 0.0
         curve = tables.curve(name, fmt) if tables else None
         if curve is not None and self.tables is not None:
             label, shared = curve.label, self.session

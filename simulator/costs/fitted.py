@@ -20,7 +20,7 @@ from simulator.errors import ConfigError
 from simulator.spec import EngineSettings, GpuSpec
 
 CURVES = "curves.json"
-FORMAT = 1  # of curves.json
+FORMAT = 2  # of curves.json
 ROOFLINE = "roofline"  # the calibration that uses no tables
 EMBEDDED = CONFIGS / "calibrated"
 
@@ -109,7 +109,10 @@ def read_curves(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON, cut short? ({error})") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ConfigError(f"{path}: expected fitted curves of format {FORMAT}")
+        raise ConfigError(
+            f"{path}: expected fitted curves of format {FORMAT}; "
+            f"`headway calibrate fit {path.parent}` writes it"
+        )
     for key in ("gpu", "source", "curves"):
         if not data.get(key):
             raise ConfigError(f"{path}: {key}: missing")

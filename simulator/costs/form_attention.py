@@ -123,13 +123,19 @@ def _prefill_bounds(x: Points, gpu: GpuSpec) -> FormBounds:
 
 
 def _prefill_time(p: Parameters, x: Points, gpu: GpuSpec) -> Array:
-    """floor + p-norm(pairs with the wasted half tile a token and a cost a value, bytes + rows)."""
+    """floor + p-norm(pairs with the wasted half tile a token and a cost a value, bytes + rows).
+
+    Each thread block (128 queries of one KV head) has a fixed time beside its pairs.
+    """
     wasted = 1.0 + p["tile_tokens"] * x["num_tokens"] / pairs(x)
     small = 1.0 + p["head_dim"] / x["head_dim"]
     compute = _prefill_bounds(x, gpu).compute_s * wasted * small / p["compute"]
     rows = x["num_seqs"] * x["num_tokens"]
     memory = _prefill_bytes(x) / (p["memory"] * gpu.memory_bytes_per_s) + p["token_s"] * rows
-    return p["floor_s"] + p_norm(compute, memory, p["norm"])
+    shared = x["num_q_heads"] / x["num_kv_heads"]
+    blocks = x["num_seqs"] * x["num_kv_heads"] * tiles(x["num_tokens"] * shared, 128.0)
+    fixed = p["floor_s"] + p["block_s"] * blocks / gpu.num_sms
+    return fixed + p_norm(compute, memory, p["norm"])
 
 
 def _prefill_features(x: Points, gpu: GpuSpec) -> list[Array]:
@@ -149,6 +155,7 @@ PREFILL = OpForm(
     inputs=("num_seqs", "num_tokens", "context_tokens", *HEADS),
     parameters={
         "floor_s": Parameter(start=1e-5, low=2e-6, high=1e-4),
+        "block_s": Parameter(start=1e-6, low=1e-9, high=2e-5),
         "tile_tokens": Parameter(start=100.0, low=0.1, high=5000.0),
         "head_dim": Parameter(start=10.0, low=0.01, high=500.0),
         "token_s": Parameter(start=1e-10, low=1e-14, high=1e-7),

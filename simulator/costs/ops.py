@@ -120,9 +120,9 @@ def _measured(op: Op, tokens: Tokens, machine: Machine) -> Tokens | None:
         is_inside = op.name == "kv_write" and tables.curve("decode_attention") is not None
         return 0.0 * tokens if is_inside else None
     if isinstance(op, Collective):
-        if op.kind != "all_reduce" or not 1 < op.num_gpus <= op.local_gpus:
+        if not 1 < op.num_gpus <= op.local_gpus:
             return None
-        return tables.all_reduce_s(op.bytes_per_token * tokens, op.num_gpus)
+        return tables.collective_s(op.kind, op.bytes_per_token * tokens, op.num_gpus)
     if isinstance(op, ExpertGemm):
         return _measured_experts(op, tokens, tables, machine)
     if op.batch != 1:

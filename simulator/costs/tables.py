@@ -80,9 +80,10 @@ class CostTables:
         even = {**shape, "skew_percent": 0}
         return self._over(curve, "num_tokens", tokens, tuple(sorted(even.items())), KNOTS, around)
 
-    def all_reduce_s(self, payload: Array, num_gpus: int) -> Array | None:
-        """Seconds of a sum over GPUs of one node; None for group sizes nobody measured."""
-        curve = self.curve("all_reduce", "graph")
+    def collective_s(self, kind: str, payload: Array, num_gpus: int) -> Array | None:
+        """Seconds over GPUs of one node; None for kinds and group sizes nobody measured."""
+        op, label = ("all_reduce", "graph") if kind == "all_reduce" else ("collective", kind)
+        curve = self.curve(op, label)
         if curve is None or not curve.ranges["num_gpus"][0] <= num_gpus:
             return None
         if num_gpus > curve.ranges["num_gpus"][1]:

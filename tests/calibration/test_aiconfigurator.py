@@ -132,6 +132,51 @@ def test_moe_shapes_are_those_of_one_gpu(root: Path) -> None:
     assert table["skew_percent"].tolist() == [0, 120]
 
 
+def moe(tokens: list[int], latency: list[float]) -> pd.DataFrame:
+    names = {"kernel_source": "moe", "moe_dtype": "bfloat16", "distribution": "balanced"}
+    sizes = {"hidden_size": 4096, "inter_size": 1024, "topk": 2, "num_experts": 8}
+    table = pd.DataFrame({"num_tokens": tokens, "latency": latency})
+    return table.assign(**names, **sizes, moe_tp_size=1, moe_ep_size=1)
+
+
+def test_points_slower_than_a_larger_problem_are_refused(root: Path) -> None:
+    wide = moe([1, 16, 256], [0.20, 0.21, 0.22]).assign(inter_size=2048)
+    narrow = moe([1, 16, 256], [0.15, 0.29, 0.21])  # 0.29 > 1.25 x the 0.21 and 0.22 of more work
+    put(root, "moe", "vllm", "0.24.0", "moe", pd.concat([wide, narrow]))
+    found = import_tables("h200_sxm", "vllm", root)
+    assert len(found.ops["moe"]) == 5
+    assert found.ops["moe"]["time_s"].max() == pytest.approx(0.22e-3)
+    assert found.refused["moe bf16"] == (
+        "1 of 6 rows: over 1.25x the time of a larger problem, so badly tuned"
+    )
+
+
+def test_blocks_of_latent_attention_count_the_heads_of_one_gpu(root: Path) -> None:
+    rows = pd.DataFrame({"batch_size": [1, 8], "num_heads": [16, 128], "latency": [1.0, 99.0]})
+    rows = rows.assign(kernel_source="FLASHMLA", gemm_type="fp8_block", kv_cache_dtype="fp8")
+    put(root, "mla", "vllm", "1", "mla_generation_module", rows.assign(isl=1, step=[1024, 2048]))
+    put(root, "mla", "vllm", "1", "mla_context_module", rows.assign(isl=[512, 4096], step=0))
+    ops = import_tables("h200_sxm", "vllm", root).ops
+    assert ops["mla_decode_block"]["kv_tokens"].tolist() == [1024, 2048]
+    assert ops["mla_prefill_block"]["num_tokens"].tolist() == [512, 4096]
+    for op in ("mla_decode_block", "mla_prefill_block"):
+        assert ops[op]["num_q_heads"].tolist() == [16, 128]
+        assert set(ops[op]["format"] + " " + ops[op]["kv_format"]) == {"fp8_block fp8"}
+
+
+def test_nccl_serves_every_engine_with_its_other_kinds(root: Path) -> None:
+    kinds = ["all_gather", "alltoall", "all_reduce"]
+    rows = pd.DataFrame({"op_name": kinds, "latency": [0.1, 0.2, 0.3], "message_size": 2**20})
+    rows = rows.assign(kernel_source="NCCL", nccl_dtype="half", num_gpus=8)
+    both = pd.concat([rows, rows.assign(nccl_dtype="int8")])
+    put(root, "comm", "nccl", "2.29.2", "nccl", both)
+    table = import_tables("h200_sxm", "vllm", root).ops["collective"]
+    assert table["kind"].tolist() == ["all_gather", "all_to_all"]
+    assert table["payload_bytes"].tolist() == [2**21, 2**21]
+    with pytest.raises(ConfigError, match="nothing measured for sglang"):
+        import_tables("h200_sxm", "sglang", root)
+
+
 @pytest.mark.parametrize(
     ("system", "engine", "message"),
     [

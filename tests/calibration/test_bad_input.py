@@ -137,11 +137,11 @@ def settings(folder: Path) -> EngineSettings:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 1, "gpu": "H2', "not JSON, cut short"),
-        ('{"format": 9}', "expected fitted curves of format 1"),
-        ('{"format": 1, "gpu": "H200-SXM", "curves": [1]}', "source: missing"),
-        ('{"format": 1, "gpu": "L4", "source": "s", "curves": [1]}', "expected tables of H200-SXM"),
-        ('{"format": 1, "gpu": "H200-SXM", "source": "s", "curves": [{}]}', "curves: not usable"),
+        ('{"format": 2, "gpu": "H2', "not JSON, cut short"),
+        ('{"format": 9}', "expected fitted curves of format 2"),
+        ('{"format": 2, "gpu": "H200-SXM", "curves": [1]}', "source: missing"),
+        ('{"format": 2, "gpu": "L4", "source": "s", "curves": [1]}', "expected tables of H200-SXM"),
+        ('{"format": 2, "gpu": "H200-SXM", "source": "s", "curves": [{}]}', "curves: not usable"),
     ],
 )
 def test_wrong_curves_are_one_line(tmp_path: Path, text: str, message: str) -> None:

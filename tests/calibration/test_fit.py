@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from calibration.boost import Boosting, boost
-from calibration.evaluate import errors_of, held_out
+from calibration.evaluate import TURNS, errors_of, held_out, samples
 from calibration.fit import fit_curve, fit_parameters
 from simulator.costs.curve import curve_of
 from simulator.costs.forms import FORMS, points_of
@@ -30,9 +31,46 @@ def test_known_coefficients_are_recovered(noise: float) -> None:
 def test_a_tenth_of_the_points_predicts_the_rest_of_a_physical_table() -> None:
     table = timed("gemm", gemm_rows(), GEMM_TRUTH, 0.01)
     errors = errors_of(held_out("gemm", table, H200, QUICK).values())
-    assert errors.n == len(table) - round(0.1 * len(table))
+    assert errors.n == TURNS * (len(table) - round(0.1 * len(table)))  # the table is small
     assert errors.mape < 4.0
     assert abs(errors.bias) < 2.0
+
+
+def test_a_small_table_is_left_out_in_five_different_tenths() -> None:
+    table = timed("gemm", gemm_rows(), GEMM_TRUTH)
+    taken = np.array(samples("gemm", "bf16", table))
+    assert taken.sum(1).tolist() == [40] * TURNS
+    assert taken.sum(0).max() == 1
+    large = timed("gemm", pd.concat([gemm_rows()] * 2), GEMM_TRUTH)
+    assert len(samples("gemm", "bf16", large)) == 1
+
+
+@pytest.mark.parametrize("op", ["mla_decode_block", "mla_prefill_block"])
+def test_latent_attention_recovers_its_coefficients(op: str) -> None:
+    length = "kv_tokens" if op == "mla_decode_block" else "num_tokens"
+    lengths = (64, 512, 2048, 8192)
+    grid = [(b, n, h) for b in (1, 8, 64, 256) for n in lengths for h in (8, 16, 64, 128)]
+    rows = pd.DataFrame(grid, columns=["num_seqs", length, "num_q_heads"])
+    rows = rows.assign(format="bf16", kv_format="bf16", kernel="synthetic")
+    truth = {name: parameter.start for name, parameter in FORMS[op].parameters.items()}
+    truth |= {"floor_s": 8e-5, "compute": 0.6, "kv_compute": 0.5}
+    table = timed(op, rows, truth)
+    points = points_of(op, {name: table[name] for name in table.columns}, H200)
+    found = fit_parameters(op, points, table["time_s"].to_numpy(), H200)
+    for name in ("floor_s", "compute", "kv_compute"):
+        assert found[name] == pytest.approx(truth[name], rel=0.1), name
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "collective"])
+def test_collectives_never_get_faster_with_size(op: str) -> None:
+    form = FORMS[op]
+    payload = 2.0 ** np.arange(6.0, 34.0, 0.25)
+    parameters = {name: parameter.start for name, parameter in form.parameters.items()}
+    for gpus in (2.0, 4.0, 8.0):
+        points = {"payload_bytes": payload, "num_gpus": np.full(len(payload), gpus)}
+        times = form.time(parameters, points, H200)
+        assert (np.diff(times) >= 0).all()
+        assert (times >= form.bounds(points, H200).least_s(0.0)).all()
 
 
 def test_trees_learn_a_step_the_form_does_not_know() -> None:
