@@ -92,7 +92,7 @@ class Executor:
         self._cuda = cache.device.type == "cuda"
         most = Sizes(
             decodes=limits.max_num_seqs + 16, chunks=limits.max_num_seqs,
-            tokens=limits.max_num_tokens + 16, table_width=table_width,
+            tokens=max(limits.max_num_tokens, limits.max_num_seqs) + 16, table_width=table_width,
         )  # fmt: skip
         self._staging = torch.zeros(num_values(most), dtype=torch.int32, pin_memory=self._cuda)
         self._host = self._staging.numpy()
@@ -124,19 +124,20 @@ class Executor:
         return Run(tokens, start_ns, end_ns, device_ns, padded)
 
     def warm_up(self, deadline_ns: int) -> WarmUp:
-        """Compile, and capture the graphs, from the largest so that they share their memory."""
+        """Capture the graphs, from the largest so that they share its memory; then compile what
+        eager batches need, on one layer: the others are alike."""
         start_ns, done = self._clock(), WarmUp()
+        for size in reversed(graph_sizes(self._limits.max_num_seqs)) if self._cuda else ():
+            if self._clock() > deadline_ns:
+                done.is_complete = False
+                break
+            self._capture(size)
         for sizes in self._warm_up_sizes():
             if self._clock() > deadline_ns:
                 done.is_complete = False
                 break
             self._try(sizes, num_layers=1)
             done.batches += 1
-        for size in reversed(graph_sizes(self._limits.max_num_seqs)) if self._cuda else ():
-            if self._clock() > deadline_ns:
-                done.is_complete = False
-                break
-            self._capture(size)
         self._sizes = sorted(self._graphs)
         if self._cuda:
             self._torch.cuda.synchronize()
@@ -189,8 +190,6 @@ class Executor:
         if not self._cuda:
             yield Sizes(decodes=1, chunks=1, tokens=2, table_width=self._width, longest_chunk=1)
             return
-        for num in range(1, self._limits.max_num_seqs + 1):
-            yield Sizes(decodes=num, chunks=0, tokens=num, table_width=self._width)
         counts = [*range(1, SMALL), *range(SMALL, 1024, 48), *range(1024, most + 1, 496), most]
         for num in (count + odd for count in counts for odd in (0, 1)):
             if num <= most:
@@ -199,4 +198,6 @@ class Executor:
                     decodes=0, chunks=chunks, tokens=num, table_width=self._width,
                     longest_chunk=-(-num // chunks),
                 )  # fmt: skip
+        for num in range(1, self._limits.max_num_seqs + 1):
+            yield Sizes(decodes=num, chunks=0, tokens=num, table_width=self._width)
         yield Sizes(decodes=3, chunks=2, tokens=67, table_width=self._width, longest_chunk=32)

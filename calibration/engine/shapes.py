@@ -15,7 +15,7 @@ class Shape:
     """A dense Llama, or a Mixtral where num_experts > 0; bf16 on a GPU."""
 
     name: str
-    model_hf: str  # Hugging Face id; empty where no published model has this shape
+    model_hf: str  # as `simulator.catalog` knows it; empty: by the path of its config.json
     hidden_size: int
     num_layers: int
     num_q_heads: int
@@ -89,8 +89,8 @@ SHAPES: dict[str, Shape] = {
             vocab_size=128256, max_context_tokens=131072,
         ),
         Shape(
-            name="small-moe", model_hf="", hidden_size=2048, num_layers=16, num_q_heads=32,
-            num_kv_heads=4, head_dim=128, ffn_size=768, vocab_size=151936,
+            name="small-moe", model_hf="headway-small-moe", hidden_size=2048, num_layers=16,
+            num_q_heads=32, num_kv_heads=4, head_dim=128, ffn_size=768, vocab_size=151936,
             max_context_tokens=40960, num_experts=128, experts_per_token=8, rope_base=1e6,
         ),
         Shape(name="tiny", **_TINY),  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from simulator.costs.price import price_iteration
 from simulator.costs.roofline import compile_cost
 from simulator.errors import ConfigError
 from simulator.hf_config import model_from_config
+from simulator.params import num_active_params, num_params
 from simulator.spec import EngineSettings, ParallelPlan
 
 GAP_S = 0.7e-3
@@ -123,8 +124,11 @@ def test_kinds() -> None:
 
 
 def test_shapes_are_the_models_that_headway_knows(tmp_path: Path) -> None:
-    ours = model_from_config(SHAPES["llama-3.1-8b"].hf_config(), "llama-3.1-8b", "test")
-    assert load_model("llama-3.1-8b") == ours
+    for shape in (SHAPES["llama-3.1-8b"], SHAPES["small-moe"]):
+        known = load_model(shape.model_hf)
+        assert known == model_from_config(shape.hf_config(), known.name, "test")
+        assert num_params(known) == shape.num_params()
+        assert num_active_params(known) == shape.num_params(active=True)
     for shape in SHAPES.values():
         model = model_from_config(shape.hf_config(), shape.name, "test")
         [group] = parse_cluster("1xH200-SXM").groups
