@@ -113,10 +113,12 @@ def _price(cost: CompiledCost, row: Mapping[str, str]) -> tuple[float, float]:
     """(seconds without the host, of the host)."""
     chunks = [part.split("@") for part in row["chunks"].split(";") if part]
     prefill = [(int(new), int(context)) for new, context in chunks]
-    num, tokens = int(row["decode_seqs"]), int(row["context_tokens"])
-    # The price is affine in the context's sum: any split of it over the sequences will do.
-    each, more = divmod(tokens, max(num, 1))
-    decode = [(n, c) for n, c in ((num - more, each), (more, each + 1)) if n]
+    num, tokens, longest = (int(row[c]) for c in
+                            ("decode_seqs", "context_tokens", "longest_context"))  # fmt: skip
+    # A price knows of the contexts their sum and the longest: how the rest is split is all one.
+    each, more = divmod(tokens - longest, max(num - 1, 1))
+    groups = ((min(num, 1), longest), (num - 1 - more, each), (more, each + 1))
+    decode = [(n, context) for n, context in groups if n > 0]
     host_s = cost.host[num + len(prefill)] / TICKS_PER_S
     return sum(price_iteration(cost, prefill, decode)) - host_s, host_s
 

@@ -30,7 +30,8 @@ class Iteration:
     idle_ns: int  # before it, with nothing to do
     padded_seqs: int  # 0: eager
     decode_seqs: int
-    context_tokens: int  # of the decodes, the new token of each included
+    context_tokens: int  # of the decodes together, the new token of each included
+    longest_context: int  # of one of them
     chunks: tuple[tuple[int, int], ...]  # (new tokens, tokens already in the cache)
     preempted: int  # while it was planned
     waiting: int  # requests, after it was planned
@@ -123,9 +124,9 @@ class _Loop:
         return now_ns - began_ns
 
     def _row(self, batch: Batch, run: Run, idle_ns: int, note: tuple[int, int, int]) -> Iteration:
+        contexts = [seq.computed_tokens + 1 for seq in batch.decodes]
         return Iteration(
             run.start_ns - self._start_ns, run.end_ns - self._start_ns, run.device_ns, idle_ns,
-            run.padded_seqs, len(batch.decodes),
-            sum(seq.computed_tokens + 1 for seq in batch.decodes),
+            run.padded_seqs, len(contexts), sum(contexts), max(contexts, default=0),
             tuple((num, seq.computed_tokens) for seq, num in batch.chunks), *note,
         )  # fmt: skip

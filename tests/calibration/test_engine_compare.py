@@ -61,7 +61,7 @@ def folder(request, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
         start_ns = end_ns + round(GAP_S * 1e9) + 2_000_000
         end_ns = start_ns + wall_ns
         rows.append(Iteration(start_ns, end_ns, wall_ns // 2, 2_000_000, 64 if graphs else 0, num,
-                              tokens, chunks, 0, 0, 9))  # fmt: skip
+                              tokens, tokens - num + 1 if num else 0, chunks, 0, 0, 9))  # fmt: skip
     trace = synthetic(3, 1.0, 10, 4, seed=0)
     about = Conditions(
         run_id="run", shape=shape, trace=trace, gpu="NVIDIA H200", version="0", seed=0,
