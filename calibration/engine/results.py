@@ -50,8 +50,8 @@ source_commit source_path licence date
 RUN_COLUMNS = tuple(_COLUMNS.split())
 ITERATION_COLUMNS = (
     "iteration", "start_ns", "end_ns", "device_ns", "idle_ns", "mode", "padded_seqs",
-    "prefill_tokens", "prefill_seqs", "decode_seqs", "context_tokens", "longest_context", "chunks", "preempted",
-    "waiting", "free_blocks",
+    "prefill_tokens", "prefill_seqs", "decode_seqs", "context_tokens", "longest_context", "chunks",
+    "preempted", "waiting", "free_blocks",
 )  # fmt: skip
 # The collection's names of GPUs, and their memory in GB, by the names they call themselves.
 GPUS: Mapping[str, tuple[str, int]] = {
@@ -263,7 +263,8 @@ def _iteration_rows(log: Sequence[Iteration]) -> Iterable[tuple[Cell, ...]]:
         yield (
             number, row.start_ns, row.end_ns, row.device_ns, row.idle_ns, row.mode,
             row.padded_seqs, row.prefill_tokens, len(row.chunks), row.decode_seqs,
-            row.context_tokens, row.longest_context, chunks, row.preempted, row.waiting, row.free_blocks,
+            row.context_tokens, row.longest_context, chunks, row.preempted, row.waiting,
+            row.free_blocks,
         )  # fmt: skip
 
 
