@@ -40,24 +40,28 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="folder of runs; finished ones are kept")
     add("--compare", type=Path, metavar="DIR", help="price the runs of a folder, serve nothing")
-    add("--shape", nargs="+", choices=SHAPES, default=DEFAULT_SHAPES, help="default: %(default)s")
+    add("--shape", nargs="+", choices=SHAPES, default=DEFAULT_SHAPES, metavar="SHAPE",
+        help=f"of {', '.join(SHAPES)}; default: the first two")  # fmt: skip
     add("--trace", default="synthetic", metavar="FILE",
         help="CSV of arrival_s, input_tokens, output_tokens; default: synthetic")  # fmt: skip
     add("--rate", type=_positive, metavar="R",
         help="requests/s; default: a file's own, 8 of synthetic")  # fmt: skip
     add("--num", type=_count, metavar="N", help="requests; default: a file's all, 200 of synthetic")
-    add("--input-len", type=_count, default=512, help="mean, synthetic (default %(default)s)")
-    add("--output-len", type=_count, default=128, help="mean, synthetic (default %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--budget-s", type=_positive, default=480.0, help="for all shapes (default %(default)s)")
+    add("--input-len", type=_count, default=512, metavar="N", help="mean of synthetic (512)")
+    add("--output-len", type=_count, default=128, metavar="N", help="mean of synthetic (128)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of weights, prompts and trace (0)")
+    add("--budget-s", type=_positive, default=480.0, metavar="S", help="for all shapes (480)")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: references, tiny shapes")
     add("--gemm", choices=("ours", "torch"), default="ours", help="dense GEMMs: Triton or cuBLAS")
     add("--engine", choices=("headway", "transformers"), default="headway",
         help="transformers: its continuous batching, where installed")  # fmt: skip
-    add("--max-num-batched-tokens", type=_count, default=8192)
-    add("--max-num-seqs", type=_count, default=256)
-    add("--num-blocks", type=_count, default=0, help="KV blocks; default: what fits")
-    add("--gpu", default="", help="compare: price for this GPU instead of the run's")
+    add("--max-num-batched-tokens", type=_count, default=8192, metavar="N",
+        help="token budget of an iteration (8192)")  # fmt: skip
+    add("--max-num-seqs", type=_count, default=256, metavar="N", help="running sequences (256)")
+    add("--num-blocks", type=_count, default=0, metavar="N", help="KV blocks; default: what fits")
+    add(
+        "--gpu", default="", metavar="NAME", help="compare: price for this GPU instead of the run's"
+    )
     add("--calibration", default="", metavar="DIR", help="compare: fitted tables to price with")
     add("--json", action="store_true", help="compare: print JSON")
 
@@ -99,6 +103,7 @@ def _serve(options: argparse.Namespace) -> int:
         num_blocks=options.num_blocks, gemm=options.gemm, seed=options.seed,
     )  # fmt: skip
     done = _finished(options.out)
+    failed = 0
     todo = [name for name in options.shape if _run_id(name, trace, options) not in done]
     for name in options.shape:
         run_id = _run_id(name, trace, options)
@@ -107,8 +112,12 @@ def _serve(options: argparse.Namespace) -> int:
             continue
         now_ns = time.perf_counter_ns()
         share_ns = (deadline_ns - now_ns) // (len(todo) - todo.index(name))
-        _serve_shape(options, name, trace, settings, run_id, device, now_ns + share_ns)
-    return 0
+        try:
+            _serve_shape(options, name, trace, settings, run_id, device, now_ns + share_ns)
+        except CannotServe as error:  # the next shape may do
+            print(f"{NAME}: {error}", file=sys.stderr)
+            failed = BAD_INPUT
+    return failed
 
 
 def _serve_shape(
@@ -153,6 +162,9 @@ def _run_id(name: str, trace: Trace, options: argparse.Namespace) -> str:
     parts += [f"{rate:g}rps"] if rate else []
     parts += [options.device if options.device == "cpu" else f"gemm-{options.gemm}"]
     parts += [options.engine] if options.engine != "headway" else []
+    settings = (("tok", options.max_num_batched_tokens, 8192), ("seqs", options.max_num_seqs, 256),
+                ("blocks", options.num_blocks, 0))  # fmt: skip
+    parts += [f"{value}{unit}" for unit, value, default in settings if value != default]
     return "_".join(parts)
 
 
@@ -178,14 +190,22 @@ def _say(line: str) -> None:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number > 0 (got {text!r})")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an int >= 1 (got {text!r})")
-    return value
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an int >= 0 (got {text!r})")
+    return int(text)

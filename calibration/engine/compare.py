@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.engine.results import read_rows, write_csv
+from calibration.engine.results import ITERATION_COLUMNS, read_rows, write_csv
 from simulator.catalog import load_model, parse_cluster
 from simulator.costs.compiled import TICKS_PER_S, CompiledCost
 from simulator.costs.price import price_iteration
@@ -86,6 +86,10 @@ def price_log(
         block_tokens=int(run["block_size"]),
         calibration=calibration,
     )
+    if missing := [name for name in ITERATION_COLUMNS if name not in log[0]]:
+        raise ConfigError(f"iterations.csv of {run['run_id']}: no column {missing[0]!r}")
+    if not gpu and run["gpu"] == "cpu":
+        raise ConfigError(f"{run['run_id']} ran on the CPU: name a GPU to price it for (--gpu)")
     [group] = parse_cluster(f"1x{gpu or run['gpu']}").groups
     model = load_model(str(config))
     costs = {

@@ -18,7 +18,7 @@ from calibration.engine.inputs import Sizes, fill, num_values, views, warm_up_in
 from calibration.engine.lane import Batch, EngineLane
 from calibration.engine.model import Model, forward
 from calibration.engine.operations import Operations
-from calibration.measure import torch_module
+from calibration.measure import one_line, torch_module
 
 Clock = Callable[[], int]  # ns
 Tensor = Any
@@ -55,6 +55,7 @@ class WarmUp:
     graphs: int = 0
     compiled: int = 0
     is_complete: bool = True  # False: cut short by the budget
+    problem: str = ""  # why there are no graphs on a GPU; one line
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -131,7 +132,9 @@ class Executor:
             if self._clock() > deadline_ns:
                 done.is_complete = False
                 break
-            self._capture(size)
+            if problem := self._capture(size):
+                done.problem = problem
+                break
         for sizes in self._warm_up_sizes():
             if self._clock() > deadline_ns:
                 done.is_complete = False
@@ -170,16 +173,22 @@ class Executor:
         self._send(sizes)
         self._forward(sizes, num_layers).tolist()
 
-    def _capture(self, size: int) -> None:
+    def _capture(self, size: int) -> str:
+        """One graph; or why there is none, and then none of the others either: all is eager."""
         torch = self._torch
         sizes = Sizes(decodes=size, chunks=0, tokens=size, table_width=self._width)
         self._try(sizes)  # nothing may be compiled or loaded while a graph is captured
         torch.cuda.synchronize()
         pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            sampled = self._forward(sizes)
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                sampled = self._forward(sizes)
+        except RuntimeError as error:
+            self._graphs.clear()
+            return one_line(error)
         self._graphs[size] = (graph, sampled)
+        return ""
 
     def _warm_up_sizes(self) -> Iterator[Sizes]:
         """Triton compiles anew for an integer that is 1 or a multiple of 16, for another tile
@@ -187,6 +196,7 @@ class Executor:
         ones some of each kind."""
         most = self._limits.max_num_tokens
         longest = min(self._width, self._limits.num_blocks) * self._limits.block_tokens
+        longest = min(longest, len(self.model.angles))
         if not self._cuda:
             yield Sizes(decodes=1, chunks=1, tokens=2, table_width=self._width, longest_chunk=1)
             return

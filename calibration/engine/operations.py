@@ -7,13 +7,15 @@ Both write keys, values and residuals in place, as an engine does. `kernels` is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 from calibration.engine.inputs import Fields
 from calibration.measure import torch_module
-from calibration.profile import kernels
+from calibration.profile import kernels as load
 
 Tensor = Any
+kernels = cache(load)  # asked for at every launch
 MOST_TILES = 1 << 16  # counters of the split-K GEMM
 
 
@@ -121,9 +123,9 @@ class ReferenceOperations:
     def rope(self, q: Tensor, k: Tensor, v: Tensor, angles: Tensor, at: Fields,
              caches: tuple[Tensor, Tensor]) -> Tensor:  # fmt: skip
         linear, slots, positions = kernels("reference_linear"), at.slots.long(), at.positions.long()
-        for cache, values in zip(caches, (linear.rope_reference(k, angles, positions), v),
-                                 strict=True):  # fmt: skip
-            cache.copy_(linear.write_kv_reference(cache, values, slots, 1.0))
+        rotated = linear.rope_reference(k, angles, positions)
+        for kept, values in zip(caches, (rotated, v), strict=True):
+            kept.copy_(linear.write_kv_reference(kept, values, slots, 1.0))
         return linear.rope_reference(q, angles, positions)
 
     def decodes(self, q: Tensor, caches: tuple[Tensor, Tensor], at: Fields, out: Tensor) -> None:

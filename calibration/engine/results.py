@@ -272,6 +272,7 @@ def _flags(log: Log, warm_up: WarmUp) -> list[str]:
     found = ["engine_side_timing", "random_weights", "synchronous_scheduling"]
     found += [f"compiled_during_run_{log.compiled}"] if log.compiled else []
     found += [] if log.is_complete else ["cut_by_budget"]
+    found += ["no_cuda_graphs"] if warm_up.problem else []
     return found + ([] if warm_up.is_complete else ["warm_up_cut_by_budget"])
 
 

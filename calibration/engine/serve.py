@@ -67,7 +67,7 @@ def serve(
     left_ns = deadline_ns - time.perf_counter_ns()
     warm_up = executor.warm_up(time.perf_counter_ns() + round(WARM_UP_SHARE * left_ns))
     say(f"{shape.name}: {warm_up.compiled} kernels and {warm_up.graphs} graphs "
-        f"in {warm_up.seconds:.0f} s of warm-up")  # fmt: skip
+        f"in {warm_up.seconds:.0f} s of warm-up {warm_up.problem}".rstrip())  # fmt: skip
     sent = affordable(trace, deadline_ns - time.perf_counter_ns())
     if len(sent) < len(trace):
         lane = lane_of(sent, shape, limits, settings.seed, like=trace)

@@ -89,7 +89,7 @@ def read_trace(path: Path) -> Trace:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
     except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise CannotServe(f"{path}: {error}") from None
+        raise CannotServe(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     rows = list(csv.DictReader(io.StringIO(text)))
     if not rows:
         raise CannotServe(f"{path}: expected a header and at least one request")

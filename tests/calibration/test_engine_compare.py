@@ -116,6 +116,16 @@ def test_a_folder_without_runs_is_one_line(tmp_path: Path, capsys) -> None:  # t
     assert 1 == capsys.readouterr().err.count("\n")
 
 
+def test_a_run_on_the_cpu_or_a_damaged_log_is_one_line(folder: Path) -> None:
+    runs, log = folder / "runs.csv", folder / "run" / "iterations.csv"
+    runs.write_text(runs.read_text().replace("H200-SXM-141GB", "cpu"))
+    with pytest.raises(ConfigError, match=r"ran on the CPU: name a GPU .*--gpu"):
+        compare(folder)
+    log.write_text(log.read_text().replace("idle_ns", "busy_ns"))
+    with pytest.raises(ConfigError, match="no column 'idle_ns'"):
+        compare(folder, gpu="H100-SXM")
+
+
 def test_kinds() -> None:
     row = {"prefill_seqs": "0", "decode_seqs": "3", "mode": "graph"}
     assert "decode graph" == kind_of(row)
