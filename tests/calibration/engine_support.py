@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from calibration.engine.executor import Executor, Limits
+from calibration.engine.executor import Executor, Limits, graph_sizes
+from calibration.engine.inputs import Sizes
 from calibration.engine.lane import EngineLane
 from calibration.engine.model import kv_cache, random_model
 from calibration.engine.replay import Log, replay
@@ -48,8 +49,21 @@ def prompts_of(trace: Trace, vocab_size: int) -> list[np.ndarray]:
     return [rng.integers(0, vocab_size, n).astype(np.int32) for n in trace.input_tokens]
 
 
-def serve(trace, shape, ops, limits: Limits, dtype=torch.float32):  # type: ignore[no-untyped-def]
-    """(model, lane, log) of a whole trace on the CPU, with a clock of its own."""
+class Replayed:
+    """What stands in for a CUDA graph on the CPU: the pass of its size, over the same buffers."""
+
+    def __init__(self, executor: Executor, size: int, width: int) -> None:
+        self._sizes = Sizes(decodes=size, chunks=0, tokens=size, table_width=width)
+        self._executor, self.sampled = executor, torch.zeros(size, dtype=torch.int64)
+
+    def replay(self) -> None:
+        self.sampled.copy_(self._executor._forward(self._sizes))
+
+
+def serve(trace, shape, ops, limits: Limits, *, padded=False):  # type: ignore[no-untyped-def]
+    """(model, lane, log) of a whole trace on the CPU, with a clock of its own; `padded`: batches of
+    decodes at the sizes of graphs."""
+    dtype = torch.float32
     lane = EngineLane(
         trace, prompts_of(trace, shape.vocab_size), num_blocks=limits.num_blocks,
         block_tokens=limits.block_tokens, max_num_tokens=limits.max_num_tokens,
@@ -61,6 +75,10 @@ def serve(trace, shape, ops, limits: Limits, dtype=torch.float32):  # type: igno
     clock = Ticking()
     executor = Executor(model, cache, ops, limits, width, clock)
     executor.warm_up(deadline_ns=1 << 60)
+    for size in graph_sizes(limits.max_num_seqs) if padded else ():
+        graph = Replayed(executor, size, width)
+        executor._graphs[size] = (graph, graph.sampled)
+        executor._sizes.append(size)
     log: Log = replay(trace, lane, executor, clock=clock, sleep=clock.sleep)
     return model, lane, log
 

@@ -75,14 +75,26 @@ def test_every_token_is_that_of_a_full_recompute(name: str) -> None:
     assert any(context for row in log.iterations for _, context in row.chunks)
 
 
-@pytest.mark.parametrize(("name", "gemm"), [("tiny", "ours"), ("tiny-moe", "torch")])
-def test_our_kernels_give_the_same_tokens(name: str, gemm: str) -> None:
-    trace = trace_of((0, 14, 4), (0, 15, 4), (0.001, 16, 3), (0.001, 3, 2))
+@pytest.mark.parametrize(
+    ("name", "gemm", "num"), [("tiny", "ours", 3), ("tiny-moe", "torch", 6)], ids=["dense", "moe"]
+)
+def test_our_kernels_give_the_same_tokens(name: str, gemm: str, num: int) -> None:
+    trace = trace_of((0, 14, num + 1), (0, 13, num - 1), (0, 3, num))
     shape = replace(SHAPES[name], num_layers=1)
-    model, lane, log = serve(trace, shape, KernelOperations(CPU, gemm), TIGHT)
+    model, lane, log = serve(trace, shape, KernelOperations(CPU, gemm), TIGHT, padded=True)
     assert truth(model, trace) == tokens_of(lane, trace)
-    assert lane.num_preemptions > 0
+    assert (lane.num_preemptions > 0) == (num == 6)
     assert any(row.decode_seqs and row.chunks for row in log.iterations)
+    assert any(row.padded_seqs > row.decode_seqs for row in log.iterations)
+
+
+def test_padding_to_a_graphs_size_changes_no_token(served) -> None:  # type: ignore[no-untyped-def]
+    _, lane, log = serve(REQUESTS, SHAPES["tiny"], ReferenceOperations(), TIGHT, padded=True)
+    assert tokens_of(served[1], REQUESTS) == tokens_of(lane, REQUESTS)
+    modes = {(bool(row.chunks), row.mode) for row in log.iterations}
+    assert {(True, "eager"), (False, "graph")} == modes
+    assert any(row.padded_seqs > row.decode_seqs for row in log.iterations)
+    assert all(row.padded_seqs in (0, 1, 2, 4) for row in log.iterations)
 
 
 def test_the_log_adds_up(served) -> None:  # type: ignore[no-untyped-def]
