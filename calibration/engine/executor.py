@@ -169,7 +169,8 @@ class Executor:
 
     def _try(self, sizes: Sizes, num_layers: int = 0) -> None:
         """Run a batch of these sizes on made-up inputs."""
-        warm_up_inputs(self._host, sizes, self._limits.block_tokens)
+        context = min(self._limits.block_tokens, len(self.model.angles))
+        warm_up_inputs(self._host, sizes, context)
         self._send(sizes)
         self._forward(sizes, num_layers).tolist()
 

@@ -56,14 +56,8 @@ def serve_transformers(
     manager.warmup()
     cache = manager.batch_processor.cache
     sent = affordable(trace, deadline_ns - time.perf_counter_ns())
-    manager.start()
-    start_s = time.perf_counter()
-    try:
-        _send(manager, sent, prompts(sent, shape.vocab_size, settings.seed), start_s)
-        outputs = _gather(manager, len(sent), deadline_ns)
-    finally:
-        manager.stop(block=True, hard_stop=True)
-    times, duration_s = _times(sent, outputs, start_s)
+    tokens = prompts(sent, shape.vocab_size, settings.seed)
+    times, duration_s = _replay(manager, sent, tokens, deadline_ns)
     about = Conditions(
         run_id=run_id, shape=shape, trace=sent, gpu=device.name if device else "cpu",
         limits=Limits(
@@ -106,6 +100,18 @@ def _random_model(library: Any, shape: Shape, device: Device | None) -> Any:
             dtype=torch.bfloat16 if device else torch.float32,
         )
     return model.eval()
+
+
+def _replay(manager: Any, trace: Trace, tokens: list[Any], deadline_ns: int) -> tuple[Times, float]:
+    """Times of the requests, and how long it took in seconds."""
+    manager.start()
+    start_s = time.perf_counter()
+    try:
+        _send(manager, trace, tokens, start_s)
+        outputs = _gather(manager, len(trace), deadline_ns)
+    finally:
+        manager.stop(block=True, hard_stop=True)
+    return _times(trace, outputs, start_s)
 
 
 def _send(manager: Any, trace: Trace, tokens: list[Any], start_s: float) -> None:

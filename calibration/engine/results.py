@@ -25,7 +25,7 @@ from calibration.engine.executor import Limits, WarmUp
 from calibration.engine.lane import Progress
 from calibration.engine.replay import Iteration, Log
 from calibration.engine.shapes import Shape
-from calibration.engine.trace import Trace
+from calibration.engine.trace import Ints, Trace
 
 Floats = NDArray[np.float64]
 Cell = str | int | float
@@ -101,7 +101,7 @@ class Times:
 
 
 def times_of(trace: Trace, progress: Sequence[Progress], log: Sequence[Iteration]) -> Times:
-    """From the log of iterations: a token exists when the iteration that made it has ended."""
+    """A token exists when the iteration that made it has ended."""
     starts = np.array([row.start_ns for row in log], dtype=np.int64)
     ends = np.array([row.end_ns for row in log], dtype=np.int64)
     columns = np.full((3, len(trace)), np.nan)
@@ -142,7 +142,7 @@ def write_run(
          for row, made in zip(request_rows(about.trace, times), progress, strict=True)),
     )  # fmt: skip
     flags = [*about.flags, *_flags(log, warm_up)]
-    row = run_row(about, times, _duration_s(log.iterations), flags)
+    row = run_row(about, times, log.iterations[-1].end_ns / 1e9, flags)
     write_row(out, about, times, row)
     return row
 
@@ -174,8 +174,7 @@ def run_row(
     """The row of runs.csv; times in ms."""
     shape, trace, limits, done = about.shape, about.trace, about.limits, times.finished
     gpu, memory_gb = GPUS.get(about.gpu, (about.gpu, 0))
-    span_s = float(trace.arrival_ns[-1]) / 1e9
-    rate = len(trace) / span_s if span_s else 0.0
+    rate = len(trace) / max(float(trace.arrival_ns[-1]) / 1e9, 1e-9)  # a burst: without end
     row: dict[str, Cell] = dict.fromkeys(RUN_COLUMNS, "")
     row |= {
         "run_id": about.run_id, "source_id": "headway-check", "tier": "A",
@@ -192,7 +191,7 @@ def run_row(
         "block_size": limits.block_tokens, "gpu_mem_util": about.memory_share,
         "max_model_len": about.max_model_len, "kv_blocks_gpu": limits.num_blocks,
         "kv_cpu_offload": "false", "cuda_graph": about.cuda_graph, "client": "in-process replay",
-        "load_type": "open (arrival_s recorded)", "request_rate_rps": rate or "",
+        "load_type": "open (arrival_s recorded)", "request_rate_rps": rate if rate < 1e9 else "",
         "num_requests": len(trace), "num_ok": int(done.sum()), "num_failed": int((~done).sum()),
         "duration_s": duration_s, "seed": about.seed, "ignore_eos": "forced lengths",
         "workload_file": f"workloads/{about.run_id}.csv.gz", "arrival_kind": "file",
@@ -205,15 +204,18 @@ def run_row(
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
     for name, tokens in (("input", trace.input_tokens), ("output", trace.output_tokens)):
-        row |= {
-            f"{name}_len_dist": "per-request file", f"{name}_len_mean": float(tokens.mean()),
-            f"{name}_len_kind": "file", f"{name}_len_min": int(tokens.min()),
-            f"{name}_len_max": int(tokens.max()),
-            f"{name}_tok_s": int(tokens[done].sum()) / duration_s,
-        }  # fmt: skip
+        row |= _lengths(name, tokens) | {f"{name}_tok_s": int(tokens[done].sum()) / duration_s}
     for name in METRICS:
         row |= summary(name, getattr(times, name))
     return {c: f"{v:.6g}" if isinstance(v, float) else v for c, v in row.items()}
+
+
+def _lengths(name: str, tokens: Ints) -> dict[str, Cell]:
+    return {
+        f"{name}_len_dist": "per-request file", f"{name}_len_kind": "file",
+        f"{name}_len_mean": float(tokens.mean()), f"{name}_len_min": int(tokens.min()),
+        f"{name}_len_max": int(tokens.max()),
+    }  # fmt: skip
 
 
 def summary(name: str, values: Floats) -> dict[str, Cell]:
@@ -274,10 +276,6 @@ def _flags(log: Log, warm_up: WarmUp) -> list[str]:
     found += [] if log.is_complete else ["cut_by_budget"]
     found += ["no_cuda_graphs"] if warm_up.problem else []
     return found + ([] if warm_up.is_complete else ["warm_up_cut_by_budget"])
-
-
-def _duration_s(log: Sequence[Iteration]) -> float:
-    return log[-1].end_ns / 1e9
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -53,19 +53,11 @@ def serve(
     Raises:
         CannotServe: requests that do not fit, or no time left to send any.
     """
-    torch, began_ns = torch_module(), time.perf_counter_ns()
-    place = torch.device("cuda" if device else "cpu")
-    dtype = torch.bfloat16 if device else torch.float32
+    began_ns = time.perf_counter_ns()
     _check_context(shape, trace)
-    model = random_model(shape, trace.longest + settings.block_tokens, place, dtype, settings.seed)
-    limits = _limits(shape, settings, place)
-    lane = lane_of(trace, shape, limits, settings.seed)
-    cache = kv_cache(shape, limits.num_blocks, limits.block_tokens, place, dtype)
-    ops: Operations = KernelOperations(place, settings.gemm) if device else ReferenceOperations()
-    executor = Executor(model, cache, ops, limits, lane.table.shape[1])
+    executor, lane, limits = build(shape, trace, settings, on_gpu=device is not None)
     say(f"{shape.name}: {limits.num_blocks} blocks of {limits.block_tokens} tokens; warming up")
-    left_ns = deadline_ns - time.perf_counter_ns()
-    warm_up = executor.warm_up(time.perf_counter_ns() + round(WARM_UP_SHARE * left_ns))
+    warm_up = _warm_up(executor, deadline_ns)
     say(f"{shape.name}: {warm_up.compiled} kernels and {warm_up.graphs} graphs "
         f"in {warm_up.seconds:.0f} s of warm-up {warm_up.problem}".rstrip())  # fmt: skip
     sent = affordable(trace, deadline_ns - time.perf_counter_ns())
@@ -86,11 +78,30 @@ def serve(
     )  # fmt: skip
     row = write_run(out, about, lane.progress, log, warm_up)
     _write_meta(out / run_id, settings, device, warm_up, log, set_up_s)
-    del executor, model, cache
-    gc.collect()
-    if device:
-        torch.cuda.empty_cache()
     return row
+
+
+def build(
+    shape: Shape, trace: Trace, settings: Settings, *, on_gpu: bool
+) -> tuple[Executor, EngineLane, Limits]:
+    """Weights, then a cache in the memory that is left, and an idle lane."""
+    torch = torch_module()
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()  # what an earlier shape held must not look taken
+    place = torch.device("cuda" if on_gpu else "cpu")
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    model = random_model(shape, trace.longest, place, dtype, settings.seed)
+    limits = _limits(shape, settings, place)
+    lane = lane_of(trace, shape, limits, settings.seed)
+    cache = kv_cache(shape, limits.num_blocks, limits.block_tokens, place, dtype)
+    ops: Operations = KernelOperations(place, settings.gemm) if on_gpu else ReferenceOperations()
+    return Executor(model, cache, ops, limits, lane.table.shape[1]), lane, limits
+
+
+def _warm_up(executor: Executor, deadline_ns: int) -> WarmUp:
+    now_ns = time.perf_counter_ns()
+    return executor.warm_up(now_ns + round(WARM_UP_SHARE * (deadline_ns - now_ns)))
 
 
 def affordable(trace: Trace, left_ns: int) -> Trace:
