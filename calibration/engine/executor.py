@@ -211,4 +211,5 @@ class Executor:
                 )  # fmt: skip
         for num in range(1, self._limits.max_num_seqs + 1):
             yield Sizes(decodes=num, chunks=0, tokens=num, table_width=self._width)
-        yield Sizes(decodes=3, chunks=2, tokens=67, table_width=self._width, longest_chunk=32)
+        if longest >= 32 and most >= 67:
+            yield Sizes(decodes=3, chunks=2, tokens=67, table_width=self._width, longest_chunk=32)
