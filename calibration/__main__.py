@@ -1,8 +1,8 @@
-"""`python -m calibration profile`: measure kernels on the GPU of this machine.
+"""`python -m calibration profile | engine-check`: measure on the GPU of this machine.
 
 Needs torch, triton, numpy and this repository; every other command of calibration is `headway
-calibrate ...`, which needs no GPU. Rows are written a point at a time: a run that is killed loses
-one point, and the next with the same --out goes on from there.
+calibrate ...`, which needs no GPU. Rows are written a point (or a run) at a time: a command that is
+killed loses one, and the next with the same --out goes on from there.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import json
 import platform
 import sys
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from calibration.columns import SCHEMAS
+from calibration.engine import command as engine_check
 from calibration.measure import Cell, CudaTimer, Maker, Rejected, Timer, measure, torch_module
 from calibration.profile import kernels, maker
+from calibration.provenance import as_yaml, headway_version
 from calibration.suites import SUITES, Point, grid, grid_digest, tune_grid
 from calibration.system import CATALOGUE, Device, ceilings, probe
 
@@ -129,6 +129,8 @@ def run(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse and run; the exit code."""
     options = _parser().parse_args(arguments)
+    if options.command == engine_check.NAME:
+        return engine_check.run(options)
     tuning = tune_grid() if options.tune else []
     points = [*tuning, *ceilings(options.suite), *grid(options.suite)]
     if options.list:
@@ -144,18 +146,6 @@ def listing(points: Sequence[Point]) -> str:
     """Points a table, in the order in which tables begin."""
     counts = Counter(point.table for point in points)
     return "\n".join(f"{n:6} {table}" for table, n in [*counts.items(), ("total", len(points))])
-
-
-def headway_version() -> str:
-    """Of this tree, installed or not."""
-    try:
-        text = Path(__file__).parents[1].joinpath("pyproject.toml").read_text(encoding="utf-8")
-    except OSError:
-        try:
-            return metadata.version("headway")
-        except metadata.PackageNotFoundError:
-            return "unknown"
-    return str(tomllib.loads(text)["project"]["version"])
 
 
 def write_meta(store: Store, device: Device, suite: str, points: Sequence[Point]) -> Path:
@@ -207,18 +197,6 @@ def _refused(store: Store) -> dict[str, str]:
     return {name: f"{len(why)} points, first: {why[0]}" for name, why in counts.items()}
 
 
-def as_yaml(values: Mapping[str, Any], indent: str = "") -> str:
-    """Mappings of text and numbers as YAML; text is quoted as JSON, which YAML reads."""
-    lines = []
-    for key, value in values.items():
-        name = f"{indent}{key if key.isidentifier() else json.dumps(key)}:"
-        if isinstance(value, Mapping) and value:
-            lines.append(f"{name}\n{as_yaml(value, indent + '  ')}")
-        else:
-            lines.append(f"{name} {json.dumps(value)}\n")
-    return "".join(lines)
-
-
 def write_tiles(store: Store, chip: int) -> Path:
     """tiles_<chip>_measured.json: every configuration's time at every tuned shape, fastest
     first. Facts only: nothing is written into the kernels' tables."""
@@ -249,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--out", type=Path, help="folder of tables; an earlier run goes on")
     profile.add_argument("--list", action="store_true", help="count the points and stop")
     profile.add_argument("--tune", action="store_true", help="first, every tile configuration")
+    engine_check.add_parser(commands)
     return parser
 
 

@@ -19,7 +19,6 @@ from calibration import tables
 from calibration.__main__ import (
     DeviceLost,
     Store,
-    as_yaml,
     grid_hash,
     main,
     run,
@@ -28,6 +27,7 @@ from calibration.__main__ import (
 )
 from calibration.columns import SCHEMAS
 from calibration.measure import Made, Rejected, Timing, Trial, summarise
+from calibration.provenance import as_yaml
 from calibration.suites import SUITES, Point, grid, point, round_robin, tune_grid
 from calibration.system import Device, ceilings
 
