@@ -133,7 +133,7 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
         min(kind.max_kv_tokens, setup.scheduler.longest_context(kind.cost.max_num_tokens))
         for kind in setup.kinds
     )
-    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len, placeable(setup))
+    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len, welcome(setup))
     clients = feeds = None
     if setup.router.is_static and table.is_open_loop:
         feeds = deal(
@@ -178,7 +178,10 @@ def build(
             allocator = _allocator(setup, kind)
             layout = policy_of(setup).layout(kind.layout)
             by_priority = setup.scheduler.by_priority
-            ranks.append(Rank(num_ranks, allocator, layout, recorder, by_priority, on_finish))
+            queue = getattr(setup.scheduler, "queue", None)  # of its own, with what it needs
+            waiting = None if queue is None else queue(setup.table)
+            rank = Rank(num_ranks, allocator, layout, recorder, by_priority, on_finish, waiting)
+            ranks.append(rank)
             num_ranks += 1
         batches = []
         for _ in range(kind.num_lanes):
@@ -226,9 +229,10 @@ def _pool(setup: Setup, kind: ReplicaKind) -> Pool:
     )
 
 
-def placeable(setup: Setup) -> NDArray[np.bool_] | None:
-    """Requests that an empty pool of every kind has a place for; None = all."""
-    policy, fits = policy_of(setup), None
+def welcome(setup: Setup) -> NDArray[np.bool_] | None:
+    """Requests that the scheduler takes and an empty pool has a place for; None = all."""
+    takes = getattr(setup.scheduler, "takes", None)
+    policy, fits = policy_of(setup), None if takes is None else takes(setup.table)
     for kind in setup.kinds:
         pool = _pool(setup, kind)
         pages = policy.reserved_pages(pool)

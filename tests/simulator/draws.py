@@ -40,6 +40,12 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "token_budget": (0, 0, 48),
     "chunked": (True, True, False),
     "hybrid": (True, False),
+    "lift": (True, True, False),
+    "client_weights": ((), (1.0, 2.5)),
+    "admit_every": (1, 1, 10),
+    "predict": ("none", "oracle", "history"),
+    "predict_error": (0.0, 0.5),
+    "requests_per_minute": (1, 5, 20),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
 USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
@@ -74,6 +80,10 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     shares = allocator == "prefix_caching"
     policy = draw_policy(rng, SCHEDULERS[scheduler])
     table = draw_table(rng, shares or rng.random() < 0.2, getattr(policy, "by_priority", False))
+    if hasattr(policy, "takes") and not table.is_open_loop:
+        table = replace(table, parent=None, delay_ns=None, max_concurrency=0)
+    if scheduler in ("vtc", "rpm"):
+        table = replace(table, client=rng.integers(0, pick(rng, (1, 3, 8)), len(table)))
     windows = pick(rng, ((0,), (0,), (0,), (0, 50), (64,)))
     window_pages = tuple((w, 2) for w in windows if w) if rng.random() < 0.7 else ()
     lanes, ranks = pick(rng, (1, 1, 1, 2, 3)), pick(rng, (1, 1, 2, 3))
