@@ -6,9 +6,12 @@ first token and its end.
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.itl import token_log, token_times
 from simulator.papers.case import Case, Line, Measure, Picture
 from simulator.recorder import Result
 
@@ -56,7 +59,7 @@ def overload(case: Case, scheduler: str) -> tuple[Floats, Floats]:
     return case.once(f"overload {scheduler}", make)
 
 
-def largest_gap(case: Case) -> float:
+def overload_gap(case: Case) -> float:
     """Most that the two clients' service ever differs by, after the first minute."""
     time_s, given = overload(case, "vtc")
     return float(np.abs(given[0] - given[1])[time_s >= 60].max())
@@ -183,8 +186,79 @@ def rpm_throughput(case: Case) -> float:
     return rates[0] / rates[1]
 
 
+def exact_service(result: Result, input_weight: float, output_weight: float, ns: Floats) -> Floats:
+    """Service as the theorem counts it, prompts at admission: [num_clients, num_moments].
+
+    A prompt admitted at a moment counts after it: moments are ends of iterations.
+    """
+    table = result.table
+    assert table.client is not None
+    total = np.zeros((int(table.client.max()) + 1, len(ns)))
+    for i, times in enumerate(token_times(token_log(result), len(table))):
+        if len(times):
+            client = table.client[i]
+            total[client] += input_weight * table.prompt_tokens[i] * (ns > result.scheduled_ns[i])
+            total[client] += output_weight * np.searchsorted(times, ns, side="right")
+    return total
+
+
+def largest_gap(result: Result, input_weight: float, output_weight: float) -> float:
+    """Most that two clients' service differs by over a time in which both wait throughout.
+
+    For a run without preemption on one lane, whose requests were all served or rejected.
+    """
+    table = result.table
+    assert table.client is not None
+    ns = np.unique(np.concatenate([result.scheduled_ns, result.lanes[0].end_ns]))
+    given = exact_service(result, input_weight, output_weight, ns.astype(np.float64))
+    waits = np.zeros((len(given), len(ns)), dtype=np.bool_)  # up to the next moment
+    for i in np.flatnonzero(result.completed).tolist():
+        waits[table.client[i]] |= (ns >= result.sent_ns[i]) & (ns < result.scheduled_ns[i])
+    most = 0.0
+    for f, g in combinations(range(len(given)), 2):
+        both = np.concatenate([[0], (waits[f] & waits[g]).view(np.int8), [0]])
+        edges = np.flatnonzero(np.diff(both))
+        for begin, end in zip(edges[::2], edges[1::2], strict=True):
+            ahead = (given[f] - given[g])[begin : end + 1]  # up to when one waits no longer
+            most = max(most, float(ahead.max() - ahead.min()))
+    return most
+
+
+def share_of_bound(case: Case) -> float:
+    """Worst gap over random workloads, as a share of 2 max(wp L, wq M)."""
+    rng = np.random.default_rng([case.seed, 1])
+    return max(_random_share(case, rng, number) for number in range(case.choose(100, 20)))
+
+
+def _random_share(case: Case, rng: np.random.Generator, number: int) -> float:
+    """Two to five clients with unlike rates, lengths and absences on a small pool."""
+    clients = []
+    for _ in range(int(rng.integers(2, 6))):
+        client: dict[str, object] = {
+            "arrivals": {"process": "poisson", "rate": f"{rng.choice([2, 8, 30])} /s"},
+            "input_len": {"kind": "uniform", "low": 1, "high": int(rng.integers(2, 200))},
+            "output_len": {"kind": "uniform", "low": 1, "high": int(rng.integers(2, 200))},
+        }
+        if rng.random() < 0.4:
+            client |= {"on_s": 0.5, "off_s": float(rng.choice([0.5, 2.0]))}
+        clients.append(client)
+    pool = int(rng.integers(400, 1300))
+    result = case.simulate(
+        {
+            "seed": case.seed * 1000 + number,
+            "scheduler": {**FAIR, "admit_every": 1},
+            "engine.num_blocks": pool,
+            "engine.max_model_len": 400,
+            "workload": {"kind": "clients", "duration_s": "3 s", "clients": clients},
+        }
+    )
+    longest = float(result.table.prompt_tokens.max())
+    return largest_gap(result, 1.0, WEIGHT) / (2 * max(longest, WEIGHT * pool))
+
+
 MEASURES: dict[str, Measure] = {
-    "largest_gap": largest_gap,
+    "share_of_bound": share_of_bound,
+    "overload_gap": overload_gap,
     "slope_vtc": _slope("vtc"),
     "slope_fcfs": _slope("fcfs"),
     "throughput_ratio": throughput_ratio,

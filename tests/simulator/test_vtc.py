@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from simulator.allocators import Reserved
 from simulator.engine import Setup, run
 from simulator.errors import ConfigError
+from simulator.papers.vtc import exact_service, largest_gap
 from simulator.recorder import REJECTED, Result
 from simulator.request import RequestTable
 from simulator.schedulers import Rpm, Scheduler, VllmV1, Vtc
 from tests.simulator.toys import toy_cost, toy_setup
 from tests.simulator.watch import token_ns
 
-Floats = NDArray[np.float64]
 NUM_WORKLOADS = 500
 BLOCK = 16
 
@@ -66,47 +64,6 @@ def bound(setup: Setup, policy: Vtc) -> float:
     return 2 * max(policy.input_weight * longest, policy.output_weight * pool)
 
 
-def service(result: Result, policy: Vtc, moments: Floats) -> Floats:
-    """Service of each client up to and with each moment: [num_clients, num_moments]."""
-    table = result.table
-    assert table.client is not None
-    total = np.zeros((int(table.client.max()) + 1, len(moments)))
-    for i, times in enumerate(token_ns(result)):
-        if not len(times):
-            continue
-        client = table.client[i]
-        prompt = policy.input_weight * table.prompt_tokens[i]
-        # Admitted at a moment means after it: the moment is when the iteration before has ended.
-        total[client] += prompt * (moments > result.scheduled_ns[i])
-        total[client] += policy.output_weight * np.searchsorted(times, moments, side="right")
-    return total
-
-
-def backlog(result: Result, moments: Floats) -> NDArray[np.bool_]:
-    """Which clients have a request waiting all the way to the next moment."""
-    table = result.table
-    assert table.client is not None
-    waits = np.zeros((int(table.client.max()) + 1, len(moments)), dtype=np.bool_)
-    for i in np.flatnonzero(result.status != REJECTED).tolist():
-        since, until = result.sent_ns[i], result.scheduled_ns[i]
-        waits[table.client[i]] |= (moments >= since) & (moments < until)
-    return waits
-
-
-def largest_gap(result: Result, policy: Vtc) -> float:
-    """Most that the service of two clients differs by over a time in which both wait throughout."""
-    moments = np.unique(np.concatenate([result.scheduled_ns, result.lanes[0].end_ns]))
-    given, waits = service(result, policy, moments), backlog(result, moments)
-    most = 0.0
-    for f, g in combinations(range(len(given)), 2):
-        both = waits[f] & waits[g]
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], both.view(np.int8), [0]])))
-        for begin, end in zip(edges[::2], edges[1::2], strict=True):
-            ahead = (given[f] - given[g])[begin : end + 1]  # up to when one waits no longer
-            most = max(most, float(ahead.max() - ahead.min()))
-    return most
-
-
 def test_two_waiting_clients_never_get_further_apart_than_the_bound() -> None:
     """VT-1: theorem 4.4 of the paper, at every iteration of every workload."""
     shares, shares_fcfs = [], []
@@ -116,11 +73,15 @@ def test_two_waiting_clients_never_get_further_apart_than_the_bound() -> None:
         result = run(setup)
         assert result.completed.sum() + (result.status == REJECTED).sum() == len(result.table)
         assert not result.preemptions.any()
-        shares.append(largest_gap(result, policy) / bound(setup, policy))
+        shares.append(
+            largest_gap(result, policy.input_weight, policy.output_weight) / bound(setup, policy)
+        )
         assert shares[-1] <= 1, seed
         if seed < 40:
             fcfs = run(replace(setup, scheduler=VllmV1()))
-            shares_fcfs.append(largest_gap(fcfs, policy) / bound(setup, policy))
+            shares_fcfs.append(
+                largest_gap(fcfs, policy.input_weight, policy.output_weight) / bound(setup, policy)
+            )
     assert sum(share > 0.2 for share in shares) > 50, "the workloads hardly contend"
     assert max(shares_fcfs) > 1, "first come, first served keeps the bound as well"
 
@@ -184,7 +145,7 @@ def test_charging_ahead_what_is_known_narrows_the_gap() -> None:
         allocator = Reserved(reserve="oracle", fit="anywhere")
         setup = toy_setup(table, num_pages=80, scheduler=policy, allocator=allocator)
         moments = np.arange(5.0, 30.0, 0.05) * 1e9
-        given = service(run(setup), policy, moments)
+        given = exact_service(run(setup), 1.0, 2.0, moments)
         ahead = given[0] - given[1]
         gaps[predict, error] = float(np.abs(ahead[100:] - ahead[:-100]).mean())
     assert gaps["oracle", 0.5] < 0.7 * gaps["none", 0.0]
