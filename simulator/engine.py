@@ -14,8 +14,10 @@ from simulator.allocators import AllocatorPolicy, KVAllocator, Paged, Pool, Pref
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
+from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
+from simulator.lanes import lane_kind
 from simulator.lockstep import Lockstep
 from simulator.placement import check_cluster, replicas_that_fit
 from simulator.rank import Rank
@@ -125,6 +127,7 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
 
 def run(setup: Setup, progress: Progress | None = None) -> Result:
     """Run a prepared simulation."""
+    refuse_clash(setup)
     env = simpy.Environment()
     table = setup.table
     recorder = Recorder(len(table))
@@ -189,7 +192,7 @@ def build(
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                Lane(key, rank, kind.cost, LaneLog(ends))
+                lane_kind(setup.scheduler)(key, rank, kind.cost, LaneLog(ends))
                 for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
@@ -214,6 +217,20 @@ def policy_of(setup: Setup) -> AllocatorPolicy:
         return setup.allocator
     shares = setup.prefix_caching and setup.table.hash_ids is not None
     return PrefixCaching() if shares else Paged()
+
+
+def refuse_clash(setup: Setup) -> None:
+    """Policies that make no sense together.
+
+    Raises:
+        ConfigError: both are named, with what would go instead.
+    """
+    clash = getattr(setup.scheduler, "clash", None)
+    policy = policy_of(setup)
+    reason = "" if clash is None else clash(policy)
+    if reason:
+        names = (type(setup.scheduler).__name__, type(policy).__name__)
+        raise ConfigError(f"scheduler {names[0]} and allocator {names[1]} clash: {reason}")
 
 
 def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:

@@ -38,7 +38,7 @@ LAYERS: tuple[set[str], ...] = (
     {"allocators", "costs", "routers", "schedulers", "workloads"}
     | {"catalog", "gpu_file", "hf_config", "huggingface"},
     # 4: the loop
-    {"cluster", "experiment", "lane", "lockstep", "rank", "replica"},
+    {"cluster", "experiment", "lane", "lanes", "lockstep", "rank", "replica"},
     # 5: one run
     {"engine"},
     # 6: around a run
