@@ -68,6 +68,13 @@ def validate(runs: str, **values: Any) -> None:
     run(runs, values)
 
 
+def reproduce(name: str | None, **values: Any) -> int:
+    """Measure what published systems claim, and say whether it holds here."""
+    from simulator.commands.reproduce import run
+
+    return run(name, values)
+
+
 def models(*, json: bool) -> None:
     """List the bundled models."""
     from simulator.commands.catalogue import models
@@ -116,6 +123,17 @@ EXPERIMENT = inspect.Parameter(
     annotation=Annotated[
         str | None,
         typer.Argument(metavar="[EXPERIMENT.yaml]", help="Experiment file.", show_default=False),
+    ],
+)
+
+
+SYSTEM = inspect.Parameter(
+    "name",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Argument(metavar="[SYSTEM]", help="One system; none: list them.", show_default=False),
     ],
 )
 
@@ -211,6 +229,14 @@ _add(
     "headway validate runs.csv --where 'gpu.str.startswith(\"H100\") and tp == 1' --json",
     "headway validate runs.csv --explain RUN_ID",
     arguments=(_argument("runs", "RUNS.csv", "Measured runs, one a row."),),
+)
+_add(
+    reproduce,
+    flags.REPRODUCE,
+    "headway reproduce",
+    "headway reproduce orca --quick",
+    "headway reproduce --all --json",
+    arguments=(SYSTEM,),
 )
 _add(models, (flags.JSON,), "headway models --json", arguments=())
 _add(hardware, (flags.JSON,), "headway hardware --json", arguments=())

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from simulator.allocators import RemotePrefill
 from simulator.costs.collectives import collective_time
 from simulator.engine import prepare, run
 from simulator.errors import ConfigError
@@ -58,7 +59,7 @@ def simulate_disaggregated(experiment: Experiment, num_prefill: int, num_decode:
         priority=None if table.priority is None else table.priority[order],
     )
     decode = replace(experiment, plan=_instances(experiment.plan, num_decode), workload=moved)
-    setup = replace(prepare(decode), remote_prefill=True, lead_ns=None)
+    setup = replace(prepare(decode), allocator=RemotePrefill(), lead_ns=None)
     return replace(run(setup), sent_ns=first.sent_ns[order])
 
 

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
-from simulator.allocators import (
-    KVAllocator,
-    PagedAllocator,
-    PrefixCachingAllocator,
-    PrefixIndex,
-    RemotePrefillAllocator,
-)
+from simulator.allocators import AllocatorPolicy, KVAllocator, Paged, Pool, PrefixCaching
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
 from simulator.costs.efficiency import host_profile
+from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
+from simulator.lanes import lane_kind
 from simulator.lockstep import Lockstep
 from simulator.placement import check_cluster, replicas_that_fit
 from simulator.rank import Rank
@@ -66,10 +63,10 @@ class Setup:
     table: RequestTable
     scheduler: Scheduler
     router: Router
+    allocator: AllocatorPolicy | None = None  # None = paged, with a prefix cache if that can help
     max_model_len: int = 0
     prefix_caching: bool = True
     lead_ns: Ints | None = None  # of each request, from its sending to its arrival; None = 0
-    remote_prefill: bool = False  # the KV of prompts comes from instances that only prefill
     plans_ahead: bool = False  # asynchronous scheduling: each iteration is planned one ahead
     horizon_ns: int = FOREVER
     coalesce: bool = True
@@ -93,6 +90,7 @@ def prepare(experiment: Experiment) -> Setup:
         table=experiment.workload,
         scheduler=experiment.scheduler,
         router=experiment.router,
+        allocator=experiment.allocator,
         max_model_len=settings.max_model_len or experiment.model.max_context_tokens,
         prefix_caching=settings.prefix_caching,
         lead_ns=_lead_ns(experiment),
@@ -144,6 +142,7 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
 
 def run(setup: Setup, progress: Progress | None = None) -> Result:
     """Run a prepared simulation."""
+    refuse_clash(setup)
     env = simpy.Environment()
     table = setup.table
     recorder = Recorder(len(table))
@@ -152,7 +151,7 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
         min(kind.max_kv_tokens, setup.scheduler.longest_context(kind.cost.max_num_tokens))
         for kind in setup.kinds
     )
-    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len)
+    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len, welcome(setup))
     clients = feeds = None
     if setup.router.is_static and table.is_open_loop:
         feeds = deal(
@@ -195,8 +194,12 @@ def build(
         for _ in range(kind.num_ranks):
             on_finish = None if clients is None else clients.finished
             allocator = _allocator(setup, kind)
+            layout = policy_of(setup).layout(kind.layout)
             by_priority = setup.scheduler.by_priority
-            ranks.append(Rank(num_ranks, allocator, kind.layout, recorder, by_priority, on_finish))
+            queue = getattr(setup.scheduler, "queue", None)  # of its own, with what it needs
+            waiting = None if queue is None else queue(setup.table)
+            rank = Rank(num_ranks, allocator, layout, recorder, by_priority, on_finish, waiting)
+            ranks.append(rank)
             num_ranks += 1
         batches = []
         for _ in range(kind.num_lanes):
@@ -204,7 +207,7 @@ def build(
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                Lane(key, rank, kind.cost, LaneLog(ends))
+                lane_kind(setup.scheduler)(key, rank, kind.cost, LaneLog(ends))
                 for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
@@ -224,14 +227,51 @@ def build(
     return replicas
 
 
+def policy_of(setup: Setup) -> AllocatorPolicy:
+    """The allocator of the set-up, or the one it would choose itself."""
+    if setup.allocator is not None:
+        return setup.allocator
+    shares = setup.prefix_caching and setup.table.hash_ids is not None
+    return PrefixCaching() if shares else Paged()
+
+
+def refuse_clash(setup: Setup) -> None:
+    """Policies that make no sense together.
+
+    Raises:
+        ConfigError: both are named, with what would go instead.
+    """
+    clash = getattr(setup.scheduler, "clash", None)
+    policy = policy_of(setup)
+    reason = "" if clash is None else clash(policy)
+    if reason:
+        names = (type(setup.scheduler).__name__, type(policy).__name__)
+        raise ConfigError(f"scheduler {names[0]} and allocator {names[1]} clash: {reason}")
+
+
 def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:
-    if setup.remote_prefill:
-        return RemotePrefillAllocator(kind.num_pages)
-    if not setup.prefix_caching or setup.table.hash_ids is None:
-        return PagedAllocator(kind.num_pages)
-    layout = kind.layout
-    index = PrefixIndex(setup.table, layout.block_tokens)
-    return PrefixCachingAllocator(kind.num_pages, index, layout.block_tokens, layout.full)
+    return policy_of(setup).build(_pool(setup, kind))
+
+
+def _pool(setup: Setup, kind: ReplicaKind) -> Pool:
+    return Pool(
+        num_pages=kind.num_pages,
+        layout=kind.layout,
+        table=setup.table,
+        max_model_len=setup.max_model_len or kind.max_kv_tokens,
+    )
+
+
+def welcome(setup: Setup) -> NDArray[np.bool_] | None:
+    """Requests that the scheduler takes and an empty pool has a place for; None = all."""
+    takes = getattr(setup.scheduler, "takes", None)
+    policy, fits = policy_of(setup), None if takes is None else takes(setup.table)
+    for kind in setup.kinds:
+        pool = _pool(setup, kind)
+        mine = policy.fits(pool)
+        if mine is not None:
+            fits = mine if fits is None else fits & mine
+    return fits
 
 
 def _tick(
@@ -256,6 +296,7 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
         lane.rank.catch_up()
         lane.check_drained()
     spans = as_ints(recorder.spans).reshape(-1, 4)
+    asked, given = _reservations(setup)
     names = ("span_request", "span_lane", "span_first", "span_last")
     return Result(
         table=setup.table,
@@ -265,8 +306,22 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
         block_tokens=setup.kinds[0].layout.block_tokens,
         end_ns=max((lane.log.end_ns[-1] for _, _, lane in lanes if lane.log.end_ns), default=0),
         notes=setup.table.notes,
+        pauses=as_ints(recorder.pauses),
+        pages_per_block=setup.kinds[0].layout.most,
+        asked_tokens=asked,
+        given_tokens=given,
         **recorder.columns(),
     )
+
+
+def _reservations(setup: Setup) -> tuple[Ints | None, Ints | None]:
+    """Tokens that each request asks for at admission, and the slots it is given."""
+    policy, pool = policy_of(setup), _pool(setup, setup.kinds[0])
+    pages = policy.reserved_pages(pool)
+    if pages is None:
+        return None, None
+    slots: Ints = pages * pool.layout.block_tokens // pool.layout.most
+    return policy.asked_tokens(pool), slots
 
 
 def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:

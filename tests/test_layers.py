@@ -25,7 +25,6 @@ LAYERS: tuple[set[str], ...] = (
     # 2: arithmetic on them, and the books of a run
     {
         "batch",
-        "defaults",
         "graphs",
         "memory",
         "params",
@@ -36,14 +35,17 @@ LAYERS: tuple[set[str], ...] = (
     },
     # 3: policies and inputs
     {"allocators", "costs", "routers", "schedulers", "workloads"}
-    | {"catalog", "gpu_file", "hf_config", "huggingface"},
+    | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
-    {"cluster", "experiment", "lane", "lockstep", "rank", "replica"},
+    {"cluster", "experiment", "lane", "lanes", "lockstep", "rank", "replica"},
     # 5: one run
     {"engine"},
     # 6: around a run
-    {"energy", "frames", "itl", "latency", "metrics", "occupancy", "save", "segments"}
-    | {"utilisation", "config", "report", "search", "uncertainty"},
+    {
+        *("disaggregated", "energy", "fragmentation", "frames", "itl", "latency", "metrics"),
+        *("occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
+        *("search", "uncertainty", "validation"),
+    },
     # 7: the command line
     {"cli", "commands", "__main__"},
 )
@@ -56,7 +58,7 @@ AROUND_A_RUN = LAYERS[6] | LAYERS[7]
 ALLOWED: dict[str, set[str]] = {
     "numpy": set(LAYER) - LAYERS[0],
     "simpy": SIMPY,
-    "yaml": {"config", "gpu_file"},
+    "yaml": {"config", "gpu_file", "papers", "profiles", "validation"},
     "pyarrow": {"workloads", *AROUND_A_RUN},  # traces are read by its CSV reader, runs are not
     "scipy": {"costs", "workloads", *AROUND_A_RUN},
     "pandas": AROUND_A_RUN,

@@ -85,6 +85,17 @@ class EngineLane:
 
     # --- what a scheduler sees and does: see `simulator.schedulers.view.LaneView` ----------------
 
+    key = 0  # the only lane
+    paused = False  # nobody else holds its blocks
+
+    @property
+    def num_pages(self) -> int:
+        return self.num_blocks
+
+    @property
+    def decode_iterations(self) -> int:
+        return self.num_iterations
+
     @property
     def num_decode(self) -> int:
         return len(self.decoding)
@@ -128,8 +139,19 @@ class EngineLane:
     def cached(self, seq: Sequence) -> int:
         return 0
 
-    def admit(self, seq: Sequence, cached_tokens: int, num_tokens: int, reserve: bool) -> bool:
-        if self._blocks(seq.prefill_tokens if reserve else num_tokens) > len(self.free):
+    def generated(self, seq: Sequence) -> int:
+        return seq.generated_tokens
+
+    def admit(
+        self,
+        seq: Sequence,
+        cached_tokens: int,
+        num_tokens: int,
+        reserve: bool,
+        spare_pages: int = 0,
+    ) -> bool:
+        wanted = self._blocks(seq.prefill_tokens if reserve else num_tokens)
+        if wanted + spare_pages > len(self.free):
             return False
         self.waiting.popleft()
         self._running[seq] = None

@@ -115,6 +115,7 @@ ENGINE = _panel(
 POLICIES = _panel(
     "Engine",
     Flag(name="--scheduler", key="scheduler", help="Kind of scheduler (vllm_v1, …)."),
+    Flag(name="--allocator", key="allocator", help="Kind of KV allocator (paged, buddy, …)."),
     Flag(name="--router", key="router", help="Kind of router (round_robin, …)."),
 )
 WORKLOAD = _panel(
@@ -304,6 +305,14 @@ SIMULATE += (JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
 SEARCH += (*UNCERTAINTY, JSON)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)
+REPRODUCE = _panel(
+    "Reproduction",
+    Flag(name="--all", kind=bool, help="Every system."),
+    Flag(name="--quick", kind=bool, help="Fewer seeds and requests."),
+    Flag(name="--jobs", metavar="INT", help="Processes; default: all cores."),
+    Flag(name="--draw", kind=bool, help="Write each system's picture.png into its folder."),
+    JSON,
+)
 
 VALIDATE = (
     *_panel(

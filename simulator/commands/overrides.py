@@ -10,6 +10,7 @@ from simulator.config.document import Document, parse_yaml, read_document
 from simulator.errors import ConfigError
 
 SYNTHETIC_KEYS = ("num_prompts", "request_rate", "input_len", "output_len")
+POLICY_KEYS = ("scheduler", "allocator", "router")  # --set may add keys of the kind
 SLO_NAMES = ("ttft", "tpot", "e2e", "attainment")
 MOST_DRAWS = 10_000
 Values = Mapping[str, Any]  # what the user typed, by parameter; None or () = not given
@@ -52,7 +53,7 @@ def num_draws(values: Values) -> int:
 def _spelled_out(document: Document) -> Document:
     """Sections written as plain text in their long form, so that flags can set keys in them."""
     data = dict(document.data)
-    for name, key in (("workload", "file"), ("scheduler", "kind"), ("router", "kind")):
+    for name, key in (("workload", "file"), *((policy, "kind") for policy in POLICY_KEYS)):
         if isinstance(data.get(name), str):
             data[name] = {key: data[name]}
     return Document(data=data, source=document.source, folder=document.folder)
@@ -61,6 +62,8 @@ def _spelled_out(document: Document) -> Document:
 def _value_of(flag: Flag, value: object) -> object:
     if flag.key == "workload":
         return {"file": value}
+    if flag.key in POLICY_KEYS:
+        return {"kind": value}
     if flag.kind is bool:
         return flag.sets
     return listed(flag, str(value)) if flag in TRIED else typed(flag.kind, str(value))

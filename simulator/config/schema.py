@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from simulator.allocators import ALLOCATORS
 from simulator.config.policies import first_line, keys_section
 from simulator.config.resolve import OF_THE_EXPERIMENT
 from simulator.config.sections import ROUTER, SCHEDULER, ExperimentFile
@@ -31,6 +32,7 @@ def json_schema() -> dict[str, Any]:
     ):
         kinds = _kinds(registry, {}, definitions)
         keys[name] |= {"anyOf": [*kinds, _kind(registry[default], {}, definitions)]}
+    keys["allocator"] |= {"anyOf": [*_kinds(ALLOCATORS, {}, definitions), {"type": "null"}]}
     detected = {
         "title": "a trace whose format is detected",
         "type": "object",

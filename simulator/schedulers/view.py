@@ -20,10 +20,22 @@ class WaitingQueue(Protocol):
 class LaneView(Protocol):
     """One lane: a batch of sequences that iterate together, on one attention rank."""
 
+    key: int  # index among all lanes of the run
     waiting: WaitingQueue  # of the rank, shared by its lanes; next to admit first
     prefilling: list[Sequence]  # admitted, prompt not yet computed, in admission order
     max_num_tokens: int  # token budget of an iteration
     max_num_seqs: int  # running sequences of the rank, over its lanes
+    paused: bool  # its decodes did not gain a token in the latest iteration
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the rank's pool."""
+        ...
+
+    @property
+    def decode_iterations(self) -> int:
+        """Iterations so far in which this lane's decodes gained a token."""
+        ...
 
     @property
     def num_decode(self) -> int:
@@ -52,10 +64,17 @@ class LaneView(Protocol):
         """Prompt tokens of a waiting sequence that are in the prefix cache."""
         ...
 
-    def admit(self, seq: Sequence, cached_tokens: int, num_tokens: int, reserve: bool) -> bool:
+    def admit(
+        self,
+        seq: Sequence,
+        cached_tokens: int,
+        num_tokens: int,
+        reserve: bool,
+        spare_pages: int = 0,
+    ) -> bool:
         """Take the head of `waiting` in with a first chunk; False: no pages.
 
-        `reserve`: refuse unless pages for the whole prompt are free now.
+        `reserve`: refuse unless pages for the whole prompt are free now; and `spare_pages` more.
         """
         ...
 
@@ -74,6 +93,10 @@ class LaneView(Protocol):
     @property
     def may_admit(self) -> bool:
         """No lane of the rank waits for pages."""
+        ...
+
+    def generated(self, seq: Sequence) -> int:
+        """Output tokens of a sequence so far."""
         ...
 
     def running(self) -> list[Sequence]:
