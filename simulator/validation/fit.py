@@ -149,3 +149,51 @@ def _step(
         name: float(np.clip(at[name] + change, 0.0, value.high))
         for (name, value), change in zip(values.items(), moved, strict=True)
     }
+
+
+def cross_fit(
+    rows: Sequence[Row],
+    choices: Choices,
+    label: str = "model",
+    *,
+    jobs: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[str, dict[str, float]], tuple[Outcome, ...]]:
+    """Each group of runs predicted with `SHARED` values fitted to the other groups alone.
+
+    One Gauss-Newton step from the values of `NEUTRAL`; saturated runs are predicted but not fitted
+    to. Returns the values of each group that was left out, and all outcomes.
+    """
+    base = _outcomes(rows, choices, NEUTRAL, jobs, progress)
+    fitted = [run for run in base if run.labels["load_level"] != "saturated"]
+    columns = []
+    for name, value in SHARED.items():
+        moved = NEUTRAL | {name: NEUTRAL[name] + value.step}
+        other = {run.run_id: run for run in _outcomes(rows, choices, moved, jobs, progress)}
+        change = gaps(fitted) - gaps([other[run.run_id] for run in fitted])
+        columns.append(change / value.step)
+    jacobian, residual = np.array(columns).T, gaps(fitted)
+    owner = np.array([run.labels[label] for run in fitted for _ in range(len(gaps([run])))])
+    groups = {run.run_id: run.labels[label] for run in base}
+    values: dict[str, dict[str, float]] = {}
+    found: list[Outcome] = []
+    for name in sorted(set(groups.values())):
+        kept = owner != name
+        values[name] = _step(NEUTRAL, NEUTRAL, SHARED, residual[kept], jacobian[kept])
+        mine = [row for row in rows if groups.get(row.run_id) == name]
+        found += _outcomes(mine, choices, values[name], jobs, progress)
+    return values, tuple(found)
+
+
+# Where a fit of `SHARED` values starts when nothing has been fitted: round numbers, no effect at
+# all for what nobody has measured apart (popularity, cold starts, sorting).
+NEUTRAL: Mapping[str, float] = {
+    "request_s": 5e-3,
+    "prompt_token_s": 1e-6,
+    "decode_spread": 0.5,
+    "expert_popularity": 0.5,
+    "sort_logit_bytes": 150.0,
+    "sustained_bf16": 0.75,
+    "sustained_fp8": 0.65,
+    "cold_expert_s": 0.5,
+}

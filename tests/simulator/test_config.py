@@ -23,6 +23,7 @@ from simulator.config import (
 from simulator.config.document import Document, parse_yaml
 from simulator.defaults import default_settings
 from simulator.errors import ConfigError, InfeasiblePlan
+from simulator.profiles import load_profile
 from simulator.routers import ROUTERS, LeastLoaded, RoundRobin
 from simulator.schedulers import SCHEDULERS, VllmV1
 from simulator.spec import ParallelPlan
@@ -112,6 +113,7 @@ def test_every_key_arrives() -> None:
             kv_format="fp8",
             plan={"tp": 1, "dp": 2},
             engine={
+                "profile": "vllm-0.10",
                 "max_num_batched_tokens": 4096,
                 "max_num_seqs": 64,
                 "gpu_memory_utilization": 0.8,
@@ -136,7 +138,9 @@ def test_every_key_arrives() -> None:
     assert (settings.max_num_batched_tokens, settings.max_num_seqs) == (4096, 64)
     assert (settings.block_tokens, settings.num_blocks) == (32, 1000)
     assert (settings.prefix_caching, settings.cuda_graphs) == (False, False)
-    assert settings.host_overhead == {"iteration_s": pytest.approx(3e-4)}
+    profile = load_profile("vllm-0.10")
+    assert (settings.profile, settings.async_scheduling) == ("vllm-0.10", False)
+    assert settings.host_overhead == {**profile.host, "iteration_s": pytest.approx(3e-4)}
     assert experiment.scheduler == VllmV1(policy="priority")
     assert experiment.router == LeastLoaded(waiting_weight=2.0)
     assert (experiment.slo.ttft_s, experiment.slo.tpot_s) == (0.2, 0.05)
