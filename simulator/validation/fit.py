@@ -168,7 +168,7 @@ def cross_fit(
     fitted = [run for run in base if run.labels["load_level"] != "saturated"]
     columns = []
     for name, value in SHARED.items():
-        moved = NEUTRAL | {name: NEUTRAL[name] + value.step}
+        moved = {**NEUTRAL, name: NEUTRAL[name] + value.step}
         other = {run.run_id: run for run in _outcomes(rows, choices, moved, jobs, progress)}
         change = gaps(fitted) - gaps([other[run.run_id] for run in fitted])
         columns.append(change / value.step)
