@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import simpy
 
 from simulator.allocators import KVAllocator, PagedAllocator, PrefixCachingAllocator, PrefixIndex
@@ -19,6 +20,7 @@ from simulator.placement import check_cluster, replicas_that_fit
 from simulator.rank import Rank
 from simulator.recorder import (
     SEGMENT_COLUMNS,
+    SPECULATION_COLUMNS,
     LaneLog,
     LaneResult,
     Recorder,
@@ -30,6 +32,7 @@ from simulator.request import RequestTable
 from simulator.routers import Router
 from simulator.schedulers import Scheduler
 from simulator.spec import NodeGroup
+from simulator.speculating import SpeculatingLane, SpeculationKind, speculation_kind
 from simulator.units import to_ns
 
 PROGRESS_INTERVAL_NS = 5_000_000_000  # simulated time between two progress calls
@@ -48,6 +51,7 @@ class ReplicaKind:
     num_pages: int
     layout: PageLayout
     max_kv_tokens: int  # of one sequence alone
+    speculation: SpeculationKind | None = None  # None = one token a decode an iteration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,17 +109,22 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
     from simulator.memory import kv_capacity
 
     model, plan, settings = experiment.model, experiment.plan, experiment.settings
-    capacity = kv_capacity(model, plan, group.gpu, settings)
+    speculation, draft = None, None
+    cost = compile_cost(model, plan, group, settings)
+    if experiment.speculation is not None:
+        cost, draft, speculation = speculation_kind(experiment, group)
+    capacity = kv_capacity(model, plan, group.gpu, settings, draft=draft)
     return ReplicaKind(
         num_replicas=num_replicas,
         num_ranks=plan.attention_dp,
         num_lanes=plan.pp,
-        cost=compile_cost(model, plan, group, settings),
+        cost=cost,
         num_pages=capacity.num_blocks,
         layout=PageLayout(
             settings.block_tokens, capacity.blocks_full_weight, capacity.window_weights
         ),
         max_kv_tokens=capacity.tokens,
+        speculation=speculation,
     )
 
 
@@ -181,7 +190,7 @@ def build(
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                Lane(key, rank, kind.cost, LaneLog(ends))
+                _lane(key, rank, kind, LaneLog(ends))
                 for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
@@ -198,6 +207,12 @@ def build(
             )
         )
     return replicas
+
+
+def _lane(key: int, rank: Rank, kind: ReplicaKind, log: LaneLog) -> Lane:
+    if kind.speculation is None:
+        return Lane(key, rank, kind.cost, log)
+    return SpeculatingLane(key, rank, kind.cost, log, kind.speculation)
 
 
 def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:
@@ -246,6 +261,8 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
 def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:
     log = lane.log
     columns = as_ints(log.segments).reshape(-1, len(SEGMENT_COLUMNS)).T
+    drafted = as_ints(log.speculation).reshape(-1, len(SPECULATION_COLUMNS)).T
+    speculates = isinstance(lane, SpeculatingLane)
     return LaneResult(
         replica=replica,
         rank=lane.rank.index,
@@ -253,4 +270,6 @@ def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:
         end_ns=as_ints(log.end_ns),
         segment_start_ns=as_ints(log.start_ns),
         segments=dict(zip(SEGMENT_COLUMNS, columns, strict=True)),
+        speculation=dict(zip(SPECULATION_COLUMNS, drafted, strict=True)) if speculates else None,
+        accepted_at=np.array(lane.accepted_at) if isinstance(lane, SpeculatingLane) else None,
     )

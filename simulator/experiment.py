@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from simulator.request import RequestTable
 from simulator.routers import RoundRobin, Router
 from simulator.schedulers import Scheduler, VllmV1
+from simulator.speculation import Speculation
 from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, ParallelPlan, Slo
 
 
@@ -21,6 +22,7 @@ class Experiment:
     workload: RequestTable
     scheduler: Scheduler = field(default_factory=VllmV1)
     router: Router = field(default_factory=RoundRobin)
+    speculation: Speculation | None = None
     slo: Slo = field(default_factory=Slo)
     name: str = "experiment"
     seed: int = 0
