@@ -37,6 +37,7 @@ class SpeculationKind:
     draft: DraftCost
     pair_ticks: tuple[int, ...]  # a query-key pair of verification, by window of the target
     shares_layers: bool  # drafts leave the first layers' states behind: only new tokens pass them
+    lengths: Ints  # [requests] output tokens: outcomes are drawn ahead
     seed: int = 0
 
 
@@ -63,6 +64,7 @@ def speculation_kind(
         draft=compile_draft(draft, model, plan, group, settings, queries),
         pair_ticks=pairs,
         shares_layers=not draft.owns_layers,
+        lengths=experiment.workload.output_tokens,
         seed=experiment.seed,
     )
     return cost, draft, kind
@@ -71,7 +73,7 @@ def speculation_kind(
 class SpeculatingLane(Lane):
     """Sequences of one rank that iterate together and gain one to k + 1 tokens each."""
 
-    __slots__ = ("_asked", "_chooser", "_cost", "_drafting", "_finishes", "_kind", "_lengths", "_mean_chunk",
+    __slots__ = ("_asked", "_chooser", "_cost", "_drafting", "_finished", "_kind", "_lengths", "_mean_chunk",
                  "_pending", "_source", "_steps_of", "_total", "_verified",
                  "_verified_each", "accepted_at", "ragged")  # fmt: skip
 
@@ -83,7 +85,7 @@ class SpeculatingLane(Lane):
         most = policy.num_speculative_tokens
         self._kind = kind
         self._cost = cost
-        self._source = policy.acceptance.open(policy.drafter, most, kind.seed)
+        self._source = policy.acceptance.open(policy.drafter, most, kind.seed, kind.lengths)
         self._chooser = policy.length.open(most)
         self._verified = [policy.drafter.verified(k) for k in range(most + 1)]
         self._verified_each = np.array(self._verified)
@@ -92,7 +94,7 @@ class SpeculatingLane(Lane):
         self._asked = 0  # tokens each sequence was to draft for the coming iteration
         self._lengths: int | Ints = 0  # and what each does
         self._total = 0  # tokens gained by the latest iteration's decodes
-        self._finishes = False  # somebody's last was among them
+        self._finished: list[Sequence] = []  # whose last was among them
         self._steps_of: dict[tuple[int, int], tuple[int, int]] = {}  # drafts of one length
         self._drafting = 0  # ticks of the drafts of the coming iteration
         self._pending = 0  # tokens of the target that the drafter has not seen
@@ -290,7 +292,7 @@ class SpeculatingLane(Lane):
         log.start_ns.append(start_ns)
         log.segments.extend(
             (
-                1,
+                num_iterations,  # several where the lane idles while other ranks do not
                 num,
                 kv_tokens,
                 len(self.chunks),
@@ -306,7 +308,8 @@ class SpeculatingLane(Lane):
         if self._asked and num:
             self._pending = 0
         self._pending = min(self._pending + emitted + ends, ragged.kv_tokens + emitted)
-        self._mean_chunk += CHUNK_WEIGHT * (self.chunk_tokens - self._mean_chunk)
+        if num or self.chunks:
+            self._mean_chunk += CHUNK_WEIGHT * (self.chunk_tokens - self._mean_chunk)
 
     def _verify(self) -> tuple[int, int]:
         """Look up what is accepted of every draft; returns drafts, and tokens accepted."""
@@ -314,7 +317,8 @@ class SpeculatingLane(Lane):
         num = ragged.num_seqs
         if self._asked == 0:
             self._total = num
-            self._finishes = ragged.advance(1, num)
+            if ragged.advance(1, num):
+                self._finished = [seq for seq, _ in ragged.finished()]
             chooser.observe(num, -1, 0, 0)
             return 0, 0
         accepted = np.minimum(ragged.runs.take(ragged.state[CURSOR, :num]), lengths)
@@ -335,9 +339,10 @@ class SpeculatingLane(Lane):
                 [seq.id for seq in ragged.seqs], accepted.astype(np.int64), each
             )
         self._total = num + total
-        self._finishes = ragged.advance(np.add(accepted, 1, dtype=np.int64), self._total)
-        if self._finishes:
-            self._total -= sum(beyond for _, beyond in ragged.finished())
+        if ragged.advance(np.add(accepted, 1, dtype=np.int64), self._total):
+            for seq, beyond in ragged.finished():
+                self._finished.append(seq)
+                self._total -= beyond
         chooser.observe(num, proposing, total, trials)
         return proposing, total
 
@@ -347,15 +352,15 @@ class SpeculatingLane(Lane):
             for seq in self._decoding():
                 if seq.span_start < 0:
                     seq.span_start = len(self.log.end_ns) - 1
-        if self._finishes:
-            self._finishes = False
-            for seq, _ in self.ragged.finished():
+        if self._finished:
+            finished, self._finished = self._finished, []
+            for seq in finished:
                 seq.generated_tokens = seq.output_tokens
                 _, pages = self.ragged.remove(seq)
                 self._finish(seq, pages, end_ns)
 
     def _start_decoding(self, seq: Sequence) -> None:
-        runs, limits = self._source.outcomes(seq.id, seq.output_tokens)
+        runs, limits = self._source.outcomes(seq.id)
         self.ragged.add(seq, runs, limits)
 
     def _finish(self, seq: Sequence, pages: int, end_ns: int) -> None:

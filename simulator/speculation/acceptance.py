@@ -3,8 +3,7 @@
 Outcomes belong to positions of a request's output, not to iterations: `runs[p]` is how many
 drafted tokens are accepted where a draft's first token stands at position p (0 is the prompt's
 own first token, never drafted). Whatever the schedule, the batch or the draft length, the same
-request then meets the same luck, so policies are compared on common random numbers. Each request
-has its own stream of the one seed.
+request then meets the same luck, so policies are compared on common random numbers.
 """
 
 from __future__ import annotations
@@ -23,10 +22,13 @@ from simulator.speculation.drafters import Drafter
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 Runs = NDArray[np.int8]
 
 STREAM = crc32(b"speculation.acceptance")
 MATCHES = crc32(b"speculation.matches")
+BLOCK = 128  # requests drawn at once
+KEPT = 16  # blocks: those of requests that run together, mostly
 
 
 class Source(Protocol):
@@ -34,7 +36,7 @@ class Source(Protocol):
 
     has_limits: bool
 
-    def outcomes(self, request: int, num_tokens: int) -> tuple[Runs, Runs | None]:
+    def outcomes(self, request: int) -> tuple[Runs, Runs | None]:
         """By output position: tokens accepted, and most tokens proposed (None = no limit)."""
         ...
 
@@ -49,45 +51,72 @@ class Acceptance(Protocol):
     kind: ClassVar[str]
     needs_drafter: ClassVar[str]  # "" = any
 
-    def open(self, drafter: Drafter, longest: int, seed: int) -> Source: ...
+    def open(self, drafter: Drafter, longest: int, seed: int, lengths: Ints) -> Source:
+        """`longest`: tokens of a draft; `lengths`: [requests] output tokens."""
+        ...
 
 
-Draw = Callable[[np.random.Generator, int], tuple[Runs, Runs | None]]
+Draw = Callable[[np.random.Generator, Ints], tuple[Runs, Runs | None]]
 
 
 class Drawn:
-    """A source whose requests are independent: one random stream each."""
+    """A source whose outcomes are drawn ahead, for a block of requests at once.
 
-    __slots__ = ("_draw", "_longest", "_match", "_seed", "has_limits")
+    `draw(rng, lengths)` gives the outcomes of all positions of requests of these lengths, one after
+    another; every block has its own random stream, so who asks first changes nothing.
+    """
+
+    __slots__ = ("_blocks", "_draw", "_lengths", "_longest", "_match", "_seed", "has_limits")
 
     def __init__(
-        self, draw: Draw, drafter: Drafter, longest: int, seed: int, has_limits: bool = False
+        self,
+        draw: Draw,
+        drafter: Drafter,
+        longest: int,
+        seed: int,
+        lengths: Ints,
+        has_limits: bool = False,
     ) -> None:
         self._draw = draw
         self._seed = seed
         self._match = drafter.match
         self._longest = longest
+        self._lengths = lengths
+        self._blocks: dict[int, tuple[Runs, Runs | None, list[int]]] = {}
         self.has_limits = has_limits or drafter.match < 1.0
 
-    def outcomes(self, request: int, num_tokens: int) -> tuple[Runs, Runs | None]:
-        runs, limits = self._draw(np.random.default_rng([self._seed, STREAM, request]), num_tokens)
+    def outcomes(self, request: int) -> tuple[Runs, Runs | None]:
+        number, within = divmod(request, BLOCK)
+        block = self._blocks.get(number)
+        if block is None:
+            if len(self._blocks) == KEPT:
+                del self._blocks[next(iter(self._blocks))]
+            block = self._blocks[number] = self._make(number)
+        runs, limits, edges = block
+        first, last = edges[within], edges[within + 1]
+        return runs[first:last], None if limits is None else limits[first:last]
+
+    def _make(self, number: int) -> tuple[Runs, Runs | None, list[int]]:
+        lengths = self._lengths[number * BLOCK : (number + 1) * BLOCK]
+        edges = np.concatenate(([0], np.cumsum(lengths)))
+        runs, limits = self._draw(np.random.default_rng([self._seed, STREAM, number]), lengths)
         if self._match < 1.0:
-            rng = np.random.default_rng([self._seed, MATCHES, request])
-            found = rng.random(num_tokens) < self._match
+            rng = np.random.default_rng([self._seed, MATCHES, number])
+            found = rng.random(len(runs)) < self._match
             matched = np.where(found, np.int8(self._longest), np.int8(0))
             limits = matched if limits is None else np.minimum(limits, matched)
-        return runs, limits
+        return runs, limits, edges.tolist()
 
     def finished(self, request: int) -> None:
         return None
 
 
-def run_lengths(hits: Bools, num_tokens: int, longest: int) -> Runs:
-    """Consecutive hits from each of the first positions on, at most `longest`."""
+def run_lengths(hits: Bools, longest: int) -> Runs:
+    """Consecutive hits from each position on, at most `longest`; of all but the last `longest`."""
     size = len(hits)
     index = np.arange(size)
     next_miss = np.minimum.accumulate(np.where(hits, size, index)[::-1])[::-1]
-    runs: Runs = np.minimum(next_miss - index, longest)[:num_tokens].astype(np.int8)
+    runs: Runs = np.minimum(next_miss - index, longest)[: size - longest].astype(np.int8)
     return runs
 
 
@@ -107,14 +136,14 @@ class Geometric:
     def __post_init__(self) -> None:
         check_share("rate", self.rate)
 
-    def open(self, drafter: Drafter, longest: int, seed: int) -> Source:
+    def open(self, drafter: Drafter, longest: int, seed: int, lengths: Ints) -> Source:
         hit = drafter.hit_rate(self.rate)
 
-        def draw(rng: np.random.Generator, num_tokens: int) -> tuple[Runs, None]:
-            hits = rng.random(num_tokens + longest) < hit
-            return run_lengths(hits, num_tokens, longest), None
+        def draw(rng: np.random.Generator, lengths: Ints) -> tuple[Runs, None]:
+            hits = rng.random(int(lengths.sum()) + longest) < hit
+            return run_lengths(hits, longest), None
 
-        return Drawn(draw, drafter, longest, seed)
+        return Drawn(draw, drafter, longest, seed, lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,19 +174,22 @@ class Beta:
                 f"(got {self.autocorrelation})"
             )
 
-    def open(self, drafter: Drafter, longest: int, seed: int) -> Source:
-        quantile = NormalDist().inv_cdf
-
-        def draw(rng: np.random.Generator, num_tokens: int) -> tuple[Runs, None]:
-            rate = self.mean
+    def open(self, drafter: Drafter, longest: int, seed: int, lengths: Ints) -> Source:
+        def draw(rng: np.random.Generator, lengths: Ints) -> tuple[Runs, None]:
+            rates = np.full(len(lengths), self.mean)
             if 0.0 < self.mean < 1.0:
                 weight = self.concentration
-                rate = float(rng.beta(self.mean * weight, (1.0 - self.mean) * weight))
-            hit = min(max(drafter.hit_rate(rate), 1e-12), 1.0 - 1e-12)
-            luck = ar1(rng.standard_normal(num_tokens + longest), self.autocorrelation)
-            return run_lengths(luck < quantile(hit), num_tokens, longest), None
+                rates = rng.beta(self.mean * weight, (1.0 - self.mean) * weight, len(lengths))
+            quantile = NormalDist().inv_cdf
+            hits = (min(max(drafter.hit_rate(x), 1e-12), 1.0 - 1e-12) for x in rates.tolist())
+            bounds = np.repeat([quantile(hit) for hit in hits], lengths)
+            bounds = np.append(bounds, np.full(longest, bounds[-1]))
+            # One series through all requests of the block: what follows a request's end is hardly
+            # ever looked at, and the next one has its own rate.
+            luck = ar1(rng.standard_normal(len(bounds)), self.autocorrelation)
+            return run_lengths(luck < bounds, longest), None
 
-        return Drawn(draw, drafter, longest, seed)
+        return Drawn(draw, drafter, longest, seed, lengths)
 
 
 def ar1(noise: Floats, correlation: float) -> Floats:
@@ -190,11 +222,12 @@ class PerPosition:
         for rate in self.rates:
             check_share("rates", rate)
 
-    def open(self, drafter: Drafter, longest: int, seed: int) -> Source:
+    def open(self, drafter: Drafter, longest: int, seed: int, lengths: Ints) -> Source:
         hits = [drafter.hit_rate(rate) for rate in self.rates]
         hits += [hits[-1]] * max(0, longest - len(hits))  # deeper ones are as the last stated
 
-        def draw(rng: np.random.Generator, num_tokens: int) -> tuple[Runs, None]:
+        def draw(rng: np.random.Generator, lengths: Ints) -> tuple[Runs, None]:
+            num_tokens = int(lengths.sum())
             luck = rng.random(num_tokens + longest)
             runs = np.zeros(num_tokens, dtype=np.int8)
             alive = np.ones(num_tokens, dtype=np.bool_)
@@ -203,7 +236,7 @@ class PerPosition:
                 runs += alive
             return runs, None
 
-        return Drawn(draw, drafter, longest, seed)
+        return Drawn(draw, drafter, longest, seed, lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,15 +259,14 @@ class Confidence:
                 f"(got {self.mean} and {self.concentration})"
             )
 
-    def open(self, drafter: Drafter, longest: int, seed: int) -> Source:
+    def open(self, drafter: Drafter, longest: int, seed: int, lengths: Ints) -> Source:
         a, b = self.mean * self.concentration, (1.0 - self.mean) * self.concentration
         threshold = drafter.threshold
 
-        def draw(rng: np.random.Generator, num_tokens: int) -> tuple[Runs, Runs | None]:
-            sure = rng.beta(a, b, num_tokens + longest)
-            hits = rng.random(num_tokens + longest) < sure
-            runs = run_lengths(hits, num_tokens, longest)
-            limits = run_lengths(sure >= threshold, num_tokens, longest) if threshold else None
-            return runs, limits
+        def draw(rng: np.random.Generator, lengths: Ints) -> tuple[Runs, Runs | None]:
+            sure = rng.beta(a, b, int(lengths.sum()) + longest)
+            hits = rng.random(len(sure)) < sure
+            limits = run_lengths(sure >= threshold, longest) if threshold else None
+            return run_lengths(hits, longest), limits
 
-        return Drawn(draw, drafter, longest, seed, has_limits=threshold > 0.0)
+        return Drawn(draw, drafter, longest, seed, lengths, has_limits=threshold > 0.0)

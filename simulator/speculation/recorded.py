@@ -32,7 +32,7 @@ class Recorded:
     needs_drafter: ClassVar[str] = ""
     file: Path
 
-    def open(self, drafter: Drafter, longest: int, seed: int) -> Source:
+    def open(self, drafter: Drafter, longest: int, seed: int, lengths: Ints) -> Source:
         accepted = read_profile(str(self.file))
         most = int(accepted.max())
         if longest > most:
@@ -46,12 +46,14 @@ class Recorded:
         by_position = np.repeat(ends, counts) - np.arange(int(ends[-1])) - 1
         starts = ends - counts
 
-        def draw(rng: np.random.Generator, num_tokens: int) -> tuple[Runs, None]:
-            first = int(starts[rng.integers(len(starts))]) - 1  # position 1 is drafted first
-            rows = (first + np.arange(num_tokens)) % len(by_position)
+        def draw(rng: np.random.Generator, lengths: Ints) -> tuple[Runs, None]:
+            first = starts[rng.integers(len(starts), size=len(lengths))] - 1  # 1 is drafted first
+            begin = np.cumsum(lengths) - lengths
+            within = np.arange(int(lengths.sum())) - np.repeat(begin, lengths)
+            rows = (np.repeat(first, lengths) + within) % len(by_position)
             return np.minimum(by_position[rows], longest).astype(np.int8), None
 
-        return Drawn(draw, drafter, longest, seed)
+        return Drawn(draw, drafter, longest, seed, lengths)
 
 
 @lru_cache(maxsize=16)
