@@ -190,8 +190,7 @@ def build(
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                _lane(key, rank, kind, LaneLog(ends))
-                for key, rank in zip(keys, ranks, strict=True)
+                _lane(key, rank, kind, LaneLog(ends)) for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
         feed = None if feeds is None else feeds[number]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from simulator.request import RequestTable
 from simulator.routers import RoundRobin, Router
 from simulator.schedulers import Scheduler, VllmV1
-from simulator.speculation import Speculation
 from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, ParallelPlan, Slo
+from simulator.speculation import Speculation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

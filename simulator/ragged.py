@@ -145,7 +145,9 @@ class RaggedSet:
         """Who has all its tokens, and how many it was given beyond them."""
         beyond = self.state[LEFT, : self.num_seqs]
         who = np.flatnonzero(beyond >= 0)
-        return [(self.seqs[i], over) for i, over in zip(who.tolist(), beyond[who].tolist(), strict=True)]
+        return [
+            (self.seqs[i], over) for i, over in zip(who.tolist(), beyond[who].tolist(), strict=True)
+        ]
 
 
 def _moved(outcomes: Runs, slots: int, stride: int, more: int, wide: int) -> Runs:

@@ -18,7 +18,7 @@ from simulator.draft import DraftSpec
 from simulator.errors import InfeasiblePlan
 from simulator.experiment import Experiment
 from simulator.lane import Lane
-from simulator.ragged import CONTEXT, CURSOR, LEFT, NEED, RaggedSet
+from simulator.ragged import CONTEXT, CURSOR, NEED, RaggedSet
 from simulator.rank import Rank
 from simulator.recorder import LaneLog
 from simulator.request import Sequence
@@ -335,9 +335,7 @@ class SpeculatingLane(Lane):
             self.accepted_at[position] += count
         if chooser.per_request:
             each = np.broadcast_to(np.asarray(lengths), (num,))
-            chooser.observe_each(
-                [seq.id for seq in ragged.seqs], accepted.astype(np.int64), each
-            )
+            chooser.observe_each([seq.id for seq in ragged.seqs], accepted.astype(np.int64), each)
         self._total = num + total
         if ragged.advance(np.add(accepted, 1, dtype=np.int64), self._total):
             for seq, beyond in ragged.finished():

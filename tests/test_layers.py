@@ -26,19 +26,21 @@ LAYERS: tuple[set[str], ...] = (
     {
         "batch",
         "defaults",
+        "draft",
         "graphs",
         "memory",
         "params",
         "placement",
+        "ragged",
         "recorder",
         "sharding",
         "work",
     },
     # 3: policies and inputs
-    {"allocators", "costs", "routers", "schedulers", "workloads"}
+    {"allocators", "costs", "routers", "schedulers", "speculation", "workloads"}
     | {"catalog", "gpu_file", "hf_config", "huggingface"},
     # 4: the loop
-    {"cluster", "experiment", "lane", "lockstep", "rank", "replica"},
+    {"cluster", "experiment", "lane", "lockstep", "rank", "replica", "speculating"},
     # 5: one run
     {"engine"},
     # 6: around a run
@@ -47,7 +49,14 @@ LAYERS: tuple[set[str], ...] = (
     # 7: the command line
     {"cli", "commands", "__main__"},
 )
-POLICIES = {"allocators", "costs", "routers", "schedulers", "workloads"}  # not each other
+POLICIES = {
+    "allocators",
+    "costs",
+    "routers",
+    "schedulers",
+    "speculation",
+    "workloads",
+}  # not each other
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Third-party libraries, and where in `simulator` each may be imported.
@@ -58,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "simpy": SIMPY,
     "yaml": {"config", "gpu_file"},
     "pyarrow": {"workloads", *AROUND_A_RUN},  # traces are read by its CSV reader, runs are not
-    "scipy": {"costs", "workloads", *AROUND_A_RUN},
+    "scipy": {"costs", "speculation", "workloads", *AROUND_A_RUN},
     "pandas": AROUND_A_RUN,
     "pydantic": {"config"},
     "matplotlib": {"report"},

@@ -303,6 +303,18 @@ CALIBRATE = _panel(
     Flag(name="--compact", kind=bool, help="fit: fewer trees, a file small enough to ship."),
     JSON,
 )
-SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *SPECULATION, *WORKLOAD, *RUN, *COALESCE, JSON, *SAVE)
+SIMULATE = (
+    *WHAT,
+    *PLAN,
+    *LIMITS,
+    *ENGINE,
+    *POLICIES,
+    *SPECULATION,
+    *WORKLOAD,
+    *RUN,
+    *COALESCE,
+    JSON,
+    *SAVE,
+)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN, JSON)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)

@@ -11,8 +11,8 @@ from simulator.catalog import load_model, parse_cluster
 from simulator.config.document import Document, shown
 from simulator.config.policies import build_policy, checked_values
 from simulator.config.sections import (
-    ROUTER,
     LENGTH,
+    ROUTER,
     SCHEDULER,
     EngineSection,
     ExperimentFile,
@@ -30,7 +30,6 @@ from simulator.placement import check_cluster
 from simulator.routers import ROUTERS, Router
 from simulator.schedulers import SCHEDULERS, Scheduler
 from simulator.search.spec import SearchSpec
-from simulator.speculation import ACCEPTANCES, DRAFTERS, LENGTHS, Geometric, Speculation
 from simulator.spec import (
     ClusterSpec,
     EngineSettings,
@@ -38,6 +37,7 @@ from simulator.spec import (
     ParallelPlan,
     Slo,
 )
+from simulator.speculation import ACCEPTANCES, DRAFTERS, LENGTHS, Geometric, Speculation
 
 
 def resolve_experiment(document: Document) -> Experiment:

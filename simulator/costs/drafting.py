@@ -91,9 +91,7 @@ def compile_draft(
     host_s = np.where(num_seqs > 0, spec.host_s + spec.host_seq_s * num_seqs, 0.0)
     host = np.rint(host_s * TICKS_PER_S).astype(np.int64).tolist()
     if spec.model is None:
-        return DraftCost(
-            linear=[], attention=None, logits=[], host=host, width=1, passes_beyond=0
-        )
+        return DraftCost(linear=[], attention=None, logits=[], host=host, width=1, passes_beyond=0)
     split = split_draft(spec, plan)
     cost = compile_cost(spec.model, split, group, widened(settings, most_queries))
     stage = cost.stages[0]

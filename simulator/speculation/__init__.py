@@ -20,8 +20,8 @@ from simulator.speculation.acceptance import (
     Source,
 )
 from simulator.speculation.drafters import (
-    DraftModel,
     Drafter,
+    DraftModel,
     Eagle,
     Kangaroo,
     Lookahead,

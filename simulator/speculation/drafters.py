@@ -148,9 +148,7 @@ def eagle_draft(target: ModelSpec, width: int = 1) -> DraftSpec:
     layer = replace(layer, attention=replace(layer.attention, window=0))
     hidden = target.hidden_size
     return DraftSpec(
-        model=replace(
-            target, name=f"{target.name}-eagle", layer_kinds=(layer,), layer_order=(0,)
-        ),
+        model=replace(target, name=f"{target.name}-eagle", layer_kinds=(layer,), layer_order=(0,)),
         owns_vocabulary=False,
         extra_gemms=((2 * hidden, hidden),),
         width=width,
@@ -229,7 +227,7 @@ class Kangaroo:
     threshold: float = 0.6  # 0 = always draft num_speculative_tokens
 
     @property
-    def needs_acceptance(self) -> str:  # type: ignore[override]
+    def needs_acceptance(self) -> str:
         return "confidence" if self.threshold > 0.0 else ""
 
     def __post_init__(self) -> None:

@@ -23,7 +23,10 @@ Price = Callable[[int], int]
 class Chooser(Protocol):
     """One lane's choices."""
 
-    per_request: bool  # wants `observe_each`, and gives a length to each sequence
+    @property
+    def per_request(self) -> bool:
+        """Wants `observe_each`, and gives a length to each sequence."""
+        ...
 
     def choose(self, num_seqs: int, price: Price) -> int:
         """Tokens to draft for each of `num_seqs` sequences; the same until `observe`."""
