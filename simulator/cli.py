@@ -60,6 +60,13 @@ def calibrate(action: str, target: str, **values: Any) -> None:
     run(action, target, values)
 
 
+def reproduce(name: str | None, **values: Any) -> int:
+    """Measure what published systems claim, and say whether it holds here."""
+    from simulator.commands.reproduce import run
+
+    return run(name, values)
+
+
 def models(*, json: bool) -> None:
     """List the bundled models."""
     from simulator.commands.catalogue import models
@@ -108,6 +115,17 @@ EXPERIMENT = inspect.Parameter(
     annotation=Annotated[
         str | None,
         typer.Argument(metavar="[EXPERIMENT.yaml]", help="Experiment file.", show_default=False),
+    ],
+)
+
+
+SYSTEM = inspect.Parameter(
+    "name",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Argument(metavar="[SYSTEM]", help="One system; none: list them.", show_default=False),
     ],
 )
 
@@ -174,6 +192,14 @@ _add(
     "headway calibrate fit h200",
     "headway calibrate report h200",
     arguments=CALIBRATION,
+)
+_add(
+    reproduce,
+    flags.REPRODUCE,
+    "headway reproduce",
+    "headway reproduce orca --quick",
+    "headway reproduce --all --json",
+    arguments=(SYSTEM,),
 )
 _add(models, (flags.JSON,), "headway models --json", arguments=())
 _add(hardware, (flags.JSON,), "headway hardware --json", arguments=())

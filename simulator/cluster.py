@@ -16,6 +16,7 @@ from operator import itemgetter
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 from simpy.events import URGENT
 
 from simulator.batch import FOREVER
@@ -182,12 +183,16 @@ class Clients:
 
 
 def refuse_misfits(
-    table: RequestTable, recorder: Recorder, most_tokens: int, max_model_len: int
+    table: RequestTable,
+    recorder: Recorder,
+    most_tokens: int,
+    max_model_len: int,
+    has_place: NDArray[np.bool_] | None = None,
 ) -> Ints:
     """Indices of the requests that can be served; the others are counted as rejected."""
     total = table.prompt_tokens + table.output_tokens
     limit = min(most_tokens + 1, max_model_len or FOREVER)  # the last token needs no KV
-    misfits = np.flatnonzero(total > limit)
-    for i in misfits.tolist():
+    fits = total <= limit if has_place is None else (total <= limit) & has_place
+    for i in np.flatnonzero(~fits).tolist():
         recorder.status[i] = REJECTED
-    return np.flatnonzero(total <= limit)
+    return np.flatnonzero(fits)

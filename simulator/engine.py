@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import simpy
+from numpy.typing import NDArray
 
-from simulator.allocators import KVAllocator, PagedAllocator, PrefixCachingAllocator, PrefixIndex
+from simulator.allocators import AllocatorPolicy, KVAllocator, Paged, Pool, PrefixCaching
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
+from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
 from simulator.lockstep import Lockstep
@@ -28,7 +30,7 @@ from simulator.recorder import (
     as_ints,
 )
 from simulator.replica import Feed, Replica
-from simulator.request import RequestTable
+from simulator.request import Ints, RequestTable
 from simulator.routers import Router
 from simulator.schedulers import Scheduler
 from simulator.spec import NodeGroup
@@ -62,6 +64,7 @@ class Setup:
     table: RequestTable
     scheduler: Scheduler
     router: Router
+    allocator: AllocatorPolicy | None = None  # None = paged, with a prefix cache if that can help
     max_model_len: int = 0
     prefix_caching: bool = True
     horizon_ns: int = FOREVER
@@ -81,16 +84,30 @@ def prepare(experiment: Experiment) -> Setup:
     """Price and size the replicas of an experiment."""
     settings = experiment.settings
     is_finite = experiment.horizon_s * 1e9 < FOREVER
-    return Setup(
+    setup = Setup(
         kinds=tuple(_kind(experiment, group, num) for group, num in place(experiment)),
         table=experiment.workload,
         scheduler=experiment.scheduler,
         router=experiment.router,
+        allocator=experiment.allocator,
         max_model_len=settings.max_model_len or experiment.model.max_context_tokens,
         prefix_caching=settings.prefix_caching,
         horizon_ns=to_ns(experiment.horizon_s) if is_finite else FOREVER,
         coalesce=experiment.coalesce,
     )
+    if experiment.speculation is not None:
+        _refuse_reservations(setup, experiment.speculation.drafter.kind)
+    return setup
+
+
+def _refuse_reservations(setup: Setup, drafter: str) -> None:
+    """Drafts take pages that no reservation of a request's own tokens holds."""
+    policy = policy_of(setup)
+    if policy.reserved_pages(_pool(setup, setup.kinds[0])) is not None:
+        raise ConfigError(
+            f"speculation with the {drafter} drafter needs pages on demand: allocator "
+            f"{type(policy).__name__} gives each request a reservation of its own tokens"
+        )
 
 
 def place(experiment: Experiment) -> Iterator[tuple[NodeGroup, int]]:
@@ -138,7 +155,7 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
         min(kind.max_kv_tokens, setup.scheduler.longest_context(kind.cost.max_num_tokens))
         for kind in setup.kinds
     )
-    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len)
+    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len, placeable(setup))
     clients = feeds = None
     if setup.router.is_static and table.is_open_loop:
         feeds = deal(
@@ -181,8 +198,9 @@ def build(
         for _ in range(kind.num_ranks):
             on_finish = None if clients is None else clients.finished
             allocator = _allocator(setup, kind)
+            layout = policy_of(setup).layout(kind.layout)
             by_priority = setup.scheduler.by_priority
-            ranks.append(Rank(num_ranks, allocator, kind.layout, recorder, by_priority, on_finish))
+            ranks.append(Rank(num_ranks, allocator, layout, recorder, by_priority, on_finish))
             num_ranks += 1
         batches = []
         for _ in range(kind.num_lanes):
@@ -214,12 +232,37 @@ def _lane(key: int, rank: Rank, kind: ReplicaKind, log: LaneLog) -> Lane:
     return SpeculatingLane(key, rank, kind.cost, log, kind.speculation)
 
 
+def policy_of(setup: Setup) -> AllocatorPolicy:
+    """The allocator of the set-up, or the one it would choose itself."""
+    if setup.allocator is not None:
+        return setup.allocator
+    shares = setup.prefix_caching and setup.table.hash_ids is not None
+    return PrefixCaching() if shares else Paged()
+
+
 def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:
-    if not setup.prefix_caching or setup.table.hash_ids is None:
-        return PagedAllocator(kind.num_pages)
-    layout = kind.layout
-    index = PrefixIndex(setup.table, layout.block_tokens)
-    return PrefixCachingAllocator(kind.num_pages, index, layout.block_tokens, layout.full)
+    return policy_of(setup).build(_pool(setup, kind))
+
+
+def _pool(setup: Setup, kind: ReplicaKind) -> Pool:
+    return Pool(
+        num_pages=kind.num_pages,
+        layout=kind.layout,
+        table=setup.table,
+        max_model_len=setup.max_model_len or kind.max_kv_tokens,
+    )
+
+
+def placeable(setup: Setup) -> NDArray[np.bool_] | None:
+    """Requests that an empty pool of every kind has a place for; None = all."""
+    policy, fits = policy_of(setup), None
+    for kind in setup.kinds:
+        pool = _pool(setup, kind)
+        pages = policy.reserved_pages(pool)
+        if pages is not None:
+            mine = policy.fits(pool, pages)
+            fits = mine if fits is None else fits & mine
+    return fits
 
 
 def _tick(
@@ -244,6 +287,7 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
         lane.rank.catch_up()
         lane.check_drained()
     spans = as_ints(recorder.spans).reshape(-1, 4)
+    asked, given = _reservations(setup)
     names = ("span_request", "span_lane", "span_first", "span_last")
     return Result(
         table=setup.table,
@@ -253,8 +297,22 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
         block_tokens=setup.kinds[0].layout.block_tokens,
         end_ns=max((lane.log.end_ns[-1] for _, _, lane in lanes if lane.log.end_ns), default=0),
         notes=setup.table.notes,
+        pauses=as_ints(recorder.pauses),
+        pages_per_block=setup.kinds[0].layout.most,
+        asked_tokens=asked,
+        given_tokens=given,
         **recorder.columns(),
     )
+
+
+def _reservations(setup: Setup) -> tuple[Ints | None, Ints | None]:
+    """Tokens that each request asks for at admission, and the slots it is given."""
+    policy, pool = policy_of(setup), _pool(setup, setup.kinds[0])
+    pages = policy.reserved_pages(pool)
+    if pages is None:
+        return None, None
+    slots: Ints = pages * pool.layout.block_tokens // pool.layout.most
+    return policy.asked_tokens(pool), slots
 
 
 def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:

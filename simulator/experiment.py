@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from simulator.allocators import AllocatorPolicy
 from simulator.request import RequestTable
 from simulator.routers import RoundRobin, Router
 from simulator.schedulers import Scheduler, VllmV1
@@ -23,6 +24,7 @@ class Experiment:
     scheduler: Scheduler = field(default_factory=VllmV1)
     router: Router = field(default_factory=RoundRobin)
     speculation: Speculation | None = None
+    allocator: AllocatorPolicy | None = None  # None = paged, with a prefix cache if that can help
     slo: Slo = field(default_factory=Slo)
     name: str = "experiment"
     seed: int = 0

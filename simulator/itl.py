@@ -30,6 +30,7 @@ class TokenLog:
     first: Ints  # [num_spans] indices into end_ns
     last: Ints
     emitted: Ints | None = None  # [num_iterations] tokens, of a run that speculates
+    paused: NDArray[np.bool_] | None = None  # spans after which the decodes waited; None = none
 
     def tokens_per_iteration(self) -> Ints:
         """Output tokens of completed requests at each iteration's end.
@@ -42,15 +43,23 @@ class TokenLog:
 
     def resumptions(self) -> tuple[Ints, Ints]:
         """Request and gap (ns) of every preemption: last token of a span to the next span."""
-        later = np.flatnonzero(self.request[1:] == self.request[:-1]) + 1
-        gap_ns = self.end_ns[self.first[later]] - self.end_ns[self.last[later - 1]]
-        return self.request[later], gap_ns
+        later = self.after_gaps()
+        if self.paused is not None:
+            later = later[~self.paused[later - 1]]
+        return self.request[later], self._gap_ns(later)
+
+    def after_gaps(self) -> Ints:
+        """Spans before which their request got no token for a while."""
+        return np.flatnonzero(self.request[1:] == self.request[:-1]) + 1
+
+    def _gap_ns(self, later: Ints) -> Ints:
+        return self.end_ns[self.first[later]] - self.end_ns[self.last[later - 1]]
 
     def gaps(self) -> tuple[Ints, Ints]:
         """Distinct gaps (ns) between consecutive tokens of a request, and how many of each."""
         covered = self._covering(self.first + 1)  # iterations whose token has one before it
         used = np.flatnonzero(covered)
-        _, resumed_ns = self.resumptions()
+        resumed_ns = self._gap_ns(self.after_gaps())
         values = np.concatenate((self.end_ns[used] - self.end_ns[used - 1], resumed_ns))
         counts = np.concatenate((covered[used], np.ones(len(resumed_ns), dtype=np.int64)))
         return values, counts
@@ -73,15 +82,18 @@ def token_log(result: Result) -> TokenLog:
     last = np.asarray(result.spans["span_last"], dtype=np.int64)[served] + shift
     request = request[served]
     order = np.lexsort((end_ns[last], end_ns[first], request))
-    emitted = None
+    emitted = paused = None
     if any(lane.speculation is not None for lane in result.lanes):
         emitted = np.concatenate([lane.segments["sampled"] for lane in result.lanes])
+    if result.pauses is not None and len(result.pauses):
+        paused = np.isin(served, result.pauses)[order]
     return TokenLog(
         end_ns=end_ns,
         request=request[order],
         first=first[order],
         last=last[order],
         emitted=emitted,
+        paused=paused,
     )
 
 

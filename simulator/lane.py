@@ -83,6 +83,10 @@ class Lane:
         return self.decodes.num_seqs
 
     @property
+    def num_pages(self) -> int:
+        return self.allocator.num_pages
+
+    @property
     def num_running(self) -> int:
         return len(self.rank.running)
 
@@ -123,11 +127,18 @@ class Lane:
         self._match = self.allocator.match(seq)
         return self._match[0]
 
-    def admit(self, seq: Sequence, cached_tokens: int, num_tokens: int, reserve: bool) -> bool:
+    def admit(
+        self,
+        seq: Sequence,
+        cached_tokens: int,
+        num_tokens: int,
+        reserve: bool,
+        spare_pages: int = 0,
+    ) -> bool:
         pages = self.rank.layout.pages
         _, held, unpinned = self._match
         required = pages(seq.prefill_tokens if reserve else cached_tokens + num_tokens) - held
-        if required + unpinned > self.allocator.free_pages:
+        if required + unpinned > self.allocator.free_pages - spare_pages:
             # Evicting part of a cached prefix makes a first chunk, and so its need, smaller.
             self.rank.blocked = reserve or cached_tokens == 0
             return False
@@ -339,7 +350,7 @@ class Lane:
         """The decodes lack pages that a batch in flight holds: their token spans end here."""
         self.paused = True
         for seq in self._decoding():
-            self.rank.recorder.span(seq, self.key, len(self.log.end_ns) - 2)
+            self.rank.recorder.paused(seq, self.key, len(self.log.end_ns) - 2)
 
     def _decoding(self) -> list[Sequence]:
         mine = (seq for seq in self.rank.running if seq.lane == self.key)

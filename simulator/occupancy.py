@@ -37,6 +37,13 @@ class StepSeries:
         means: Floats = np.divide(area, width, out=nothing, where=width > 0)
         return means
 
+    def at(self, time_ns: Ints) -> Floats:
+        """Values at these moments."""
+        index = np.searchsorted(self.time_ns, time_ns, side="right") - 1
+        if len(self.values) == 0:
+            return np.zeros(len(time_ns))
+        return np.where(index < 0, 0.0, self.values[index])
+
     def mean(self, start_ns: int, end_ns: int) -> float:
         return float(self.means(np.array([start_ns, end_ns], dtype=np.float64))[0])
 
@@ -67,7 +74,9 @@ def running_and_waiting(result: Result, log: TokenLog) -> tuple[StepSeries, Step
     sent = result.sent_ns[accepted & (result.sent_ns >= 0)]
     scheduled = result.scheduled_ns[accepted & (result.scheduled_ns >= 0)]
     finished = result.finish_ns[accepted & (result.finish_ns >= 0)]
-    later = np.flatnonzero(log.request[1:] == log.request[:-1]) + 1
+    later = log.after_gaps()
+    if log.paused is not None:  # they wait for a token, but stay admitted
+        later = later[~log.paused[later - 1]]
     paused, resumed = log.end_ns[log.last[later - 1]], log.end_ns[log.first[later]]
     time_ns = np.concatenate((scheduled, resumed, finished, paused))
     running = np.repeat([1, -1], [len(scheduled) + len(resumed), len(finished) + len(paused)])
@@ -106,7 +115,8 @@ def _kv_pieces(
     start_ns, end_ns = segments.start_ns[mine], segments.end_ns[mine]
     used = segments.columns["used_blocks"][mine].astype(np.float64)
     iterations = segments.columns["iterations"][mine]
-    growth = segments.columns["num_decode"][mine] * (iterations - 1) / result.block_tokens
+    grows = result.given_tokens is None  # else all pages are given at admission
+    growth = segments.columns["num_decode"][mine] * (iterations - 1) * grows / result.block_tokens
     until_ns = np.maximum.accumulate(end_ns)
     until_ns[:-1] = np.minimum(until_ns[:-1], start_ns[1:])
     elapsed = np.minimum(until_ns, end_ns) - start_ns

@@ -93,6 +93,11 @@ class Result:
     block_tokens: int
     end_ns: int  # end of the last iteration
     notes: tuple[str, ...] = field(default=())
+    pauses: Ints | None = None  # spans that end because the decodes waited, pages still held
+    # Of allocators that set pages aside at admission: tokens asked for, and slots given.
+    pages_per_block: int = 1  # more for models with attention windows
+    asked_tokens: Ints | None = None
+    given_tokens: Ints | None = None
 
     @property
     def completed(self) -> NDArray[np.bool_]:
@@ -107,6 +112,7 @@ class Recorder:
         "finish_ns",
         "first_token_ns",
         "num_finished",
+        "pauses",
         "preemptions",
         "scheduled_ns",
         "sent_ns",
@@ -127,6 +133,7 @@ class Recorder:
         self.preemptions = zero[:]
         self.status = array("q", [UNFINISHED]) * num_requests
         self.spans = array("q")  # request, lane key, first, last
+        self.pauses = array("q")  # numbers of spans
         self.num_finished = 0
 
     def admitted(self, seq: Sequence, cached_tokens: int, now_ns: int) -> None:
@@ -150,7 +157,13 @@ class Recorder:
             self.spans.extend((seq.id, lane, seq.span_start, iteration))
             seq.span_start = -1
 
+    def paused(self, seq: Sequence, lane: int, iteration: int) -> None:
+        """As `span`, but `seq` keeps its pages and goes on later."""
+        if seq.span_start >= 0:
+            self.pauses.append(len(self.spans) // 4)
+            self.span(seq, lane, iteration)
+
     def columns(self) -> dict[str, Ints]:
         """Per-request columns of a `Result`."""
-        names = [name for name in self.__slots__ if name not in ("spans", "num_finished")]
+        names = [name for name in self.__slots__ if name not in ("spans", "pauses", "num_finished")]
         return {name: as_ints(getattr(self, name)) for name in names}

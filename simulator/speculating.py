@@ -308,6 +308,7 @@ class SpeculatingLane(Lane):
         if self._asked and num:
             self._pending = 0
         self._pending = min(self._pending + emitted + ends, ragged.kv_tokens + emitted)
+        self.drafts = self._asked = 0  # a scheduler may not decode in the next iteration
         if num or self.chunks:
             self._mean_chunk += CHUNK_WEIGHT * (self.chunk_tokens - self._mean_chunk)
 

@@ -44,8 +44,18 @@ LAYERS: tuple[set[str], ...] = (
     # 5: one run
     {"engine"},
     # 6: around a run
-    {"energy", "frames", "itl", "latency", "metrics", "occupancy", "save", "segments"}
-    | {"utilisation", "config", "report", "search"},
+    {
+        "energy",
+        "fragmentation",
+        "frames",
+        "itl",
+        "latency",
+        "metrics",
+        "occupancy",
+        "save",
+        "segments",
+    }
+    | {"utilisation", "config", "papers", "report", "search"},
     # 7: the command line
     {"cli", "commands", "__main__"},
 )

@@ -318,3 +318,11 @@ SIMULATE = (
 )
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN, JSON)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)
+REPRODUCE = _panel(
+    "Reproduction",
+    Flag(name="--all", kind=bool, help="Every system."),
+    Flag(name="--quick", kind=bool, help="Fewer seeds and requests."),
+    Flag(name="--jobs", metavar="INT", help="Processes; default: all cores."),
+    Flag(name="--draw", kind=bool, help="Write each system's picture.png into its folder."),
+    JSON,
+)

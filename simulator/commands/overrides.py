@@ -37,7 +37,12 @@ def document_of(experiment: str | None, flags: Sequence[Flag], values: Values) -
 def _spelled_out(document: Document) -> Document:
     """Sections written as plain text in their long form, so that flags can set keys in them."""
     data = dict(document.data)
-    for name, key in (("workload", "file"), ("scheduler", "kind"), ("router", "kind")):
+    for name, key in (
+        ("workload", "file"),
+        ("scheduler", "kind"),
+        ("allocator", "kind"),
+        ("router", "kind"),
+    ):
         if isinstance(data.get(name), str):
             data[name] = {key: data[name]}
     drafting = data.get("speculation")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simulator.allocators import ALLOCATORS, AllocatorPolicy
 from simulator.catalog import load_model, parse_cluster
 from simulator.config.document import Document, shown
 from simulator.config.policies import build_policy, checked_values
@@ -65,6 +66,7 @@ def resolve_experiment(document: Document) -> Experiment:
         scheduler=scheduler,
         router=resolve_router(file, document),
         speculation=resolve_speculation(file.speculation, model, document),
+        allocator=resolve_allocator(file, document),
         slo=resolve_slo(file.slo),
         name=file.name,
         seed=file.seed,
@@ -102,7 +104,7 @@ def resolve_plan(file: ExperimentFile, model: ModelSpec, cluster: ClusterSpec) -
 
 # Fields of a SearchSpec that are keys of the experiment around it, not of `search`.
 OF_THE_EXPERIMENT = (
-    *("model", "cluster", "workload", "slo", "routers", "scheduler"),
+    *("model", "cluster", "workload", "slo", "routers", "scheduler", "allocator"),
     *("engine", "seed", "horizon_s"),
 )
 
@@ -132,6 +134,7 @@ def resolve_search(document: Document) -> SearchSpec:
             workload=workload_table(file.workload, file.seed, document),
             slo=resolve_slo(file.slo),
             scheduler=scheduler,
+            allocator=resolve_allocator(file, document),
             engine=stated,
             seed=file.seed,
             horizon_s=file.horizon if file.horizon is not None else math.inf,
@@ -181,6 +184,14 @@ def resolve_speculation(
         )
         drafter.draft(model)
         return built
+
+
+def resolve_allocator(file: ExperimentFile, document: Document) -> AllocatorPolicy | None:
+    """The KV allocator; None where none is stated."""
+    if file.allocator is None:
+        return None
+    built: AllocatorPolicy = build_policy("allocator", ALLOCATORS, file.allocator, document)
+    return built
 
 
 def resolve_model(file: ExperimentFile, document: Document) -> ModelSpec:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from simulator.allocators import ALLOCATORS
 from simulator.config.policies import first_line, keys_section
 from simulator.config.resolve import OF_THE_EXPERIMENT
 from simulator.config.sections import LENGTH, ROUTER, SCHEDULER, ExperimentFile
@@ -38,6 +39,7 @@ def json_schema() -> dict[str, Any]:
     drafting["acceptance"] |= {"anyOf": [rate, *_kinds(ACCEPTANCES, {}, definitions)]}
     lengths = [*_kinds(LENGTHS, {}, definitions), _kind(LENGTHS[LENGTH], {}, definitions)]
     drafting["length"] |= {"anyOf": lengths}
+    keys["allocator"] |= {"anyOf": [*_kinds(ALLOCATORS, {}, definitions), {"type": "null"}]}
     detected = {
         "title": "a trace whose format is detected",
         "type": "object",

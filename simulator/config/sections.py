@@ -156,6 +156,9 @@ class ExperimentFile(Section):
         default=EngineSection(), description="settings of the serving engine"
     )
     scheduler: Policy = Field(default=SCHEDULER, description="what an iteration computes")
+    allocator: Policy | None = Field(
+        default=None, description="who holds KV pages; default: paged, with a prefix cache"
+    )
     router: Policy = Field(default=ROUTER, description="which replica serves a request")
     workload: Policy = Field(description="a bundled workload, or a mapping with `kind`")
     speculation: SpeculationSection | None = Field(

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from simulator.schedulers.orca import Orca
+from simulator.schedulers.sarathi import Sarathi
+from simulator.schedulers.vllm_v0 import VllmV0
 from simulator.schedulers.vllm_v1 import VllmV1
 
 if TYPE_CHECKING:
@@ -35,6 +38,11 @@ class Scheduler(Protocol):
     def plan(self, lane: LaneView) -> int: ...
 
 
-SCHEDULERS: dict[str, type] = {"vllm_v1": VllmV1}
+SCHEDULERS: dict[str, type] = {
+    "vllm_v1": VllmV1,
+    "vllm_v0": VllmV0,
+    "orca": Orca,
+    "sarathi": Sarathi,
+}
 
-__all__ = ["SCHEDULERS", "Scheduler", "VllmV1"]
+__all__ = ["SCHEDULERS", "Orca", "Sarathi", "Scheduler", "VllmV0", "VllmV1"]

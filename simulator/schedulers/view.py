@@ -24,6 +24,12 @@ class LaneView(Protocol):
     prefilling: list[Sequence]  # admitted, prompt not yet computed, in admission order
     max_num_tokens: int  # token budget of an iteration
     max_num_seqs: int  # running sequences of the rank, over its lanes
+    paused: bool  # its decodes did not gain a token in the latest iteration
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the rank's pool."""
+        ...
 
     @property
     def num_decode(self) -> int:
@@ -57,10 +63,17 @@ class LaneView(Protocol):
         """Prompt tokens of a waiting sequence that are in the prefix cache."""
         ...
 
-    def admit(self, seq: Sequence, cached_tokens: int, num_tokens: int, reserve: bool) -> bool:
+    def admit(
+        self,
+        seq: Sequence,
+        cached_tokens: int,
+        num_tokens: int,
+        reserve: bool,
+        spare_pages: int = 0,
+    ) -> bool:
         """Take the head of `waiting` in with a first chunk; False: no pages.
 
-        `reserve`: refuse unless pages for the whole prompt are free now.
+        `reserve`: refuse unless pages for the whole prompt are free now; and `spare_pages` more.
         """
         ...
 

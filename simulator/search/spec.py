@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from simulator.allocators import AllocatorPolicy
 from simulator.errors import ConfigError, unknown_name
 from simulator.request import RequestTable
 from simulator.routers import LeastLoaded, RoundRobin, Router
@@ -51,6 +52,7 @@ class SearchSpec:
     scheduler_variants: bool = True
     routers: tuple[Router, ...] = ()  # () = see scheduler_variants
     scheduler: Scheduler = field(default_factory=VllmV1)
+    allocator: AllocatorPolicy | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)  # further EngineSettings of every plan
     use_all_gpus: bool | None = None  # None = for latency and goodput, unless dp is stated
     prune: bool | None = None  # None = of latency objectives, only variants of plans: see prunes

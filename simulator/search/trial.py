@@ -78,6 +78,7 @@ def experiment_of(spec: SearchSpec, candidate: Candidate, workload: RequestTable
         settings=candidate.settings,
         workload=workload,
         scheduler=spec.scheduler,
+        allocator=spec.allocator,
         router=candidate.router,
         slo=spec.slo,
         name=candidate.label,

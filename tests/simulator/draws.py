@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Options
 from dataclasses import dataclass, fields, replace
-from inspect import signature
 from itertools import product
 from typing import Any
 from zlib import crc32
@@ -19,6 +18,7 @@ from simulator.allocators import ALLOCATORS
 from simulator.batch import FOREVER
 from simulator.costs.compiled import CompiledCost
 from simulator.engine import Setup
+from simulator.errors import ConfigError
 from simulator.request import RequestTable
 from simulator.routers import ROUTERS
 from simulator.schedulers import SCHEDULERS
@@ -33,9 +33,25 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "reserve_full_prompt": (True, False),
     "waiting_weight": (4.0, 1.0),
     "max_imbalance": (32, 4),
+    "reserve": ("max", "pow2", "oracle"),
+    "fit": ("first", "best", "anywhere"),
+    "max_batch_size": (0, 3),
+    "watermark": (0.01, 0.2),
+    "token_budget": (0, 0, 48),
+    "chunked": (True, True, False),
+    "hybrid": (True, False),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
-COMBINATIONS = tuple(product(SCHEDULERS, ROUTERS, ALLOCATORS))
+USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
+COMBINATIONS = (
+    # Every router with what an experiment gets unasked, every other policy with each of the rest.
+    *product(("vllm_v1",), ROUTERS, ("paged", "prefix_caching")),
+    *(
+        (scheduler, tuple(ROUTERS)[number % len(ROUTERS)], allocator)
+        for number, (scheduler, allocator) in enumerate(product(SCHEDULERS, ALLOCATORS))
+        if scheduler not in USUAL or allocator not in USUAL
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +71,7 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     """The `number`-th set-up of these policies."""
     name = f"draw({scheduler!r}, {router!r}, {allocator!r}, {number})"
     rng = np.random.default_rng([number, crc32(f"{scheduler}/{router}/{allocator}".encode())])
-    shares = "index" in signature(ALLOCATORS[allocator]).parameters
+    shares = allocator == "prefix_caching"
     policy = draw_policy(rng, SCHEDULERS[scheduler])
     table = draw_table(rng, shares or rng.random() < 0.2, getattr(policy, "by_priority", False))
     windows = pick(rng, ((0,), (0,), (0,), (0, 50), (64,)))
@@ -73,6 +89,7 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
             cost=_cost(rng, lanes, ranks, windows),
             scheduler=policy,
             router=draw_policy(rng, ROUTERS[router]),
+            allocator=draw_policy(rng, ALLOCATORS[allocator]),
             prefix_caching=shares,
             max_model_len=pick(rng, (0, 0, 0, 350)),
             horizon_ns=pick(rng, (FOREVER, FOREVER, FOREVER, 1_500_000_000)),
@@ -88,7 +105,11 @@ def pick(rng: np.random.Generator, options: Options[Any]) -> Any:
 def draw_policy(rng: np.random.Generator, kind: type) -> Any:
     """A policy with the fields that `FIELDS` knows drawn."""
     names = [field.name for field in fields(kind)]
-    return kind(**{name: pick(rng, FIELDS[name]) for name in names if name in FIELDS})
+    while True:
+        try:
+            return kind(**{name: pick(rng, FIELDS[name]) for name in names if name in FIELDS})
+        except ConfigError:  # fields that contradict each other
+            continue
 
 
 def draw_table(rng: np.random.Generator, hashed: bool, by_priority: bool) -> RequestTable:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from simulator.engine import Setup
+from simulator.engine import Setup, run
 from simulator.recorder import Result
 from simulator.request import RequestTable
-from tests.simulator.draws import COMBINATIONS, Draw, draw
-from tests.simulator.watch import Audited, Planned, Watched, run_with
+from tests.simulator.draws import COMBINATIONS, USUAL, Draw, draw
+from tests.simulator.watch import Audited, Planned, Watched, run_audited
 
-NUM_DRAWS = 24  # of each combination of policies
+NUM_DRAWS, FEWER_DRAWS = 24, 8  # of each combination of policies: the usual ones, the others
 # Logged when a segment is booked rather than when it is planned, so grouping shows in them.
 BOOKED = ("used_blocks", "waiting")
 every_combination = pytest.mark.parametrize("policies", COMBINATIONS, ids="-".join)
@@ -41,7 +41,8 @@ class Outcome:
 
 @cache
 def outcomes(policies: tuple[str, str, str]) -> list[Outcome]:
-    return [outcome(draw(*policies, number)) for number in range(NUM_DRAWS)]
+    num = NUM_DRAWS if set(policies[::2]) <= set(USUAL) else FEWER_DRAWS
+    return [outcome(draw(*policies, number)) for number in range(num)]
 
 
 def outcome(drawn: Draw) -> Outcome:
@@ -53,8 +54,8 @@ def outcome(drawn: Draw) -> Outcome:
     setup = drawn.setup
     watched = replace(setup, coalesce=False, scheduler=Watched(setup.scheduler, note))
     audits: list[Audited] = []
-    stepped = run_with(watched, drawn.allocator, audits)
-    return Outcome(drawn, run_with(setup, drawn.allocator), stepped, audits, broken)
+    stepped = run_audited(watched, audits)
+    return Outcome(drawn, run(setup), stepped, audits, broken)
 
 
 def broken_rules(plan: Planned, lane: Any) -> list[str]:

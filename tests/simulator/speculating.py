@@ -109,12 +109,12 @@ def draw_policy(rng: np.random.Generator) -> tuple[Speculation, DraftCost]:
     return policy, draft
 
 
-def speculating_draws(router: str, allocator: str, num: int) -> list[Draw]:
+def speculating_draws(scheduler: str, router: str, allocator: str, num: int) -> list[Draw]:
     """The first so many drawn set-ups of one stage, with speculation."""
     found: list[Draw] = []
     number = 0
     while len(found) < num:
-        drawn = draw("vllm_v1", router, allocator, number)
+        drawn = draw(scheduler, router, allocator, number)
         number += 1
         if drawn.setup.kinds[0].num_lanes == 1:
             policy, draft = draw_policy(np.random.default_rng([number, 77]))

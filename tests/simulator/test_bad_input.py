@@ -160,7 +160,7 @@ CASES = [
     with_flags("set without a value", "--set seed", "--set", "KEY=VALUE"),
     with_flags("set of an unknown key", "--set engine.max_seqs=3", "--set engine.max_seqs"),
     with_flags("set below a value", "--set model.name=x", "model"),
-    with_flags("unknown scheduler flag", "--scheduler orca", "--scheduler", "vllm_v1"),
+    with_flags("unknown scheduler flag", "--scheduler vllm_v11", "--scheduler", "vllm_v1"),
     with_flags("trace and synthetic load", "--trace trace.csv", "--num-prompts", "synthetic"),
     with_flags("rate as a word", "--request-rate fast", "--request-rate", "fast"),
     with_flags("output is a folder", "--save-result folder.json", "folder.json"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from simulator import cluster
-from simulator.engine import run
+from simulator.engine import placeable, run
 from simulator.recorder import COMPLETED, REJECTED, UNFINISHED, LaneResult
 from simulator.request import Sequence
 from simulator.schedulers import VllmV1
@@ -24,7 +24,6 @@ from tests.simulator.watch import (
     difference,
     is_cut,
     iterations,
-    run_with,
     token_ns,
 )
 
@@ -53,6 +52,9 @@ def test_rejected_are_exactly_the_requests_that_can_never_fit(
         most = min(kind.max_kv_tokens, longest) + 1  # the last token needs no KV
         total = each.table.prompt_tokens + each.table.output_tokens
         misfits = total > min(most, each.setup.max_model_len or most)
+        has_place = placeable(each.setup)
+        if has_place is not None:
+            misfits |= ~has_place
         assert np.array_equal(each.result.status == REJECTED, misfits), each.draw.name
         assert (each.result.target[misfits] == -1).all(), each.draw.name
 
@@ -244,7 +246,7 @@ def test_no_policy_reads_output_tokens(
 ) -> None:
     monkeypatch.setattr(cluster, "Sequence", Sealed)
     for each in outcomes(policies)[::3]:
-        assert difference(run_with(each.setup, each.draw.allocator), each.result) == ""
+        assert difference(run(each.setup), each.result) == ""
 
 
 def test_reading_output_tokens_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.allocators import PrefixCachingAllocator, PrefixIndex
+from simulator.allocators.prefix import PrefixCachingAllocator, PrefixIndex
 from simulator.request import RequestTable, Sequence
 
 BLOCK = 4

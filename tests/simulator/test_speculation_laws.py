@@ -8,16 +8,17 @@ from functools import cache
 import numpy as np
 import pytest
 
+from simulator.engine import run
 from simulator.recorder import COMPLETED, REJECTED, UNFINISHED, Result
 from simulator.speculation import NGram, NoSpeculation, Speculation
-from tests.simulator.draws import Draw, draw
+from tests.simulator.draws import COMBINATIONS, Draw, draw
 from tests.simulator.outcomes import BOOKED, Dynamic
 from tests.simulator.speculating import speculating_draws, with_speculation
-from tests.simulator.watch import Audited, difference, is_cut, run_with, span_rows
+from tests.simulator.watch import Audited, difference, is_cut, run_audited, span_rows
 
-POLICIES = [("round_robin", "paged"), ("round_robin", "prefix_caching"),
-            ("least_loaded", "paged"), ("prefix_aware", "prefix_caching")]  # fmt: skip
-NUM_DRAWS = 30
+# Drafts need pages on demand, which the reserving allocators do not have.
+POLICIES = [each for each in COMBINATIONS if each[2] in ("paged", "prefix_caching")]
+NUM_DRAWS = 12  # of each
 every_policy = pytest.mark.parametrize("policies", POLICIES, ids="-".join)
 
 
@@ -29,19 +30,19 @@ class Outcome:
 
 
 @cache
-def outcomes(policies: tuple[str, str]) -> list[Outcome]:
+def outcomes(policies: tuple[str, str, str]) -> list[Outcome]:
     found = []
     for drawn in speculating_draws(*policies, NUM_DRAWS):
         audits: list[Audited] = []
-        result = run_with(drawn.setup, drawn.allocator, audits)
+        result = run_audited(drawn.setup, audits)
         found.append(Outcome(drawn, result, audits))
     return found
 
 
 @every_policy
-def test_two_runs_are_identical_and_stepping_changes_nothing(policies: tuple[str, str]) -> None:
+def test_two_runs_are_identical_and_stepping_changes_nothing(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
-        stepped = run_with(replace(each.draw.setup, coalesce=False), each.draw.allocator)
+        stepped = run(replace(each.draw.setup, coalesce=False))
         assert difference(each.result, stepped) == "", each.draw.name
         for a, b in zip(each.result.lanes, stepped.lanes, strict=True):
             assert a.speculation is not None
@@ -53,17 +54,17 @@ def test_two_runs_are_identical_and_stepping_changes_nothing(policies: tuple[str
 
 
 @every_policy
-def test_dealing_arrivals_before_the_run_changes_nothing(policies: tuple[str, str]) -> None:
+def test_dealing_arrivals_before_the_run_changes_nothing(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
         setup = each.draw.setup
         if not setup.router.is_static or not setup.table.is_open_loop:
             continue
-        dynamic = run_with(replace(setup, router=Dynamic(setup.router)), each.draw.allocator)
+        dynamic = run(replace(setup, router=Dynamic(setup.router)))
         assert difference(each.result, dynamic, but=BOOKED) == "", each.draw.name
 
 
 @every_policy
-def test_every_request_is_completed_rejected_or_cut(policies: tuple[str, str]) -> None:
+def test_every_request_is_completed_rejected_or_cut(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
         status = each.result.status
         assert np.isin(status, (COMPLETED, REJECTED, UNFINISHED)).all(), each.draw.name
@@ -73,7 +74,7 @@ def test_every_request_is_completed_rejected_or_cut(policies: tuple[str, str]) -
 
 
 @every_policy
-def test_pages_are_conserved(policies: tuple[str, str]) -> None:
+def test_pages_are_conserved(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
         for audit, total in zip(each.audits, each.result.num_blocks, strict=True):
             if not is_cut(each.draw.setup):
@@ -81,7 +82,7 @@ def test_pages_are_conserved(policies: tuple[str, str]) -> None:
 
 
 @every_policy
-def test_tokens_given_are_the_tokens_asked_for(policies: tuple[str, str]) -> None:
+def test_tokens_given_are_the_tokens_asked_for(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
         result, table = each.result, each.draw.table
         if is_cut(each.draw.setup):
@@ -91,7 +92,7 @@ def test_tokens_given_are_the_tokens_asked_for(policies: tuple[str, str]) -> Non
 
 
 @every_policy
-def test_deliveries_are_as_many_as_drafts_allow(policies: tuple[str, str]) -> None:
+def test_deliveries_are_as_many_as_drafts_allow(policies: tuple[str, str, str]) -> None:
     """Each delivery holds one to k + 1 tokens; first and last are at the recorded times."""
     for each in outcomes(policies):
         result = each.result
@@ -112,7 +113,7 @@ def test_deliveries_are_as_many_as_drafts_allow(policies: tuple[str, str]) -> No
 
 
 @every_policy
-def test_budget_and_slots_hold_with_drafts(policies: tuple[str, str]) -> None:
+def test_budget_and_slots_hold_with_drafts(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
         cost = each.draw.setup.kinds[0].cost
         for lane in each.result.lanes:
@@ -125,7 +126,7 @@ def test_budget_and_slots_hold_with_drafts(policies: tuple[str, str]) -> None:
 
 
 @every_policy
-def test_causes_come_before_effects(policies: tuple[str, str]) -> None:
+def test_causes_come_before_effects(policies: tuple[str, str, str]) -> None:
     for each in outcomes(policies):
         result, done = each.result, each.result.completed
         assert (result.scheduled_ns >= result.sent_ns)[done].all(), each.draw.name
@@ -134,20 +135,18 @@ def test_causes_come_before_effects(policies: tuple[str, str]) -> None:
 
 
 @every_policy
-def test_the_speculating_lane_without_drafts_is_the_plain_lane(policies: tuple[str, str]) -> None:
+def test_the_speculating_lane_without_drafts_is_the_plain_lane(policies: tuple[str, str, str]) -> None:
     """The array sibling against the decode calendar: every time and page, to the nanosecond."""
-    router, allocator = policies
     never = Speculation(drafter=NGram(host_s=0.0), length=NoSpeculation())
     compared = 0
-    for number in range(60):
-        drawn = draw("vllm_v1", router, allocator, number)
+    for number in range(24):
+        drawn = draw(*policies, number)
         if drawn.setup.kinds[0].num_lanes > 1:
             continue
-        plain = run_with(drawn.setup, allocator)
-        ragged = run_with(with_speculation(drawn.setup, never), allocator)
+        plain, ragged = run(drawn.setup), run(with_speculation(drawn.setup, never))
         assert difference(plain, ragged, but=BOOKED) == "", drawn.name
         compared += 1
-    assert compared > 20
+    assert compared > 8
 
 
 def test_the_draws_contain_what_they_are_for() -> None:

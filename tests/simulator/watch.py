@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from simulator import engine
-from simulator.allocators import ALLOCATORS, KVAllocator, PrefixIndex
+from simulator.allocators import KVAllocator
+from simulator.allocators.reserved import ReservedAllocator
 from simulator.batch import FOREVER
 from simulator.costs.compiled import TICK_BITS, CompiledCost
 from simulator.engine import ReplicaKind, Setup, run
@@ -73,8 +73,8 @@ class View:
             self.chunks[seq.id] = num_tokens
         return done
 
-    def admit(self, seq: Sequence, cached_tokens: int, num_tokens: int, reserve: bool) -> bool:
-        done = self.lane.admit(seq, cached_tokens, num_tokens, reserve)
+    def admit(self, seq: Sequence, cached_tokens: int, num_tokens: int, *how: Any) -> bool:
+        done = self.lane.admit(seq, cached_tokens, num_tokens, *how)
         if done:
             self.chunks[seq.id] = num_tokens
         return done
@@ -118,6 +118,9 @@ class Audited:
         self.inner = inner
         self.taken = 0
         self.shares = hasattr(inner, "block_tokens")
+        self.reserves = isinstance(
+            inner, ReservedAllocator
+        )  # takes its pages by itself, at admission
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -130,12 +133,15 @@ class Audited:
     def match(self, seq: Sequence) -> tuple[int, int, int]:
         tokens, held, unpinned = self.inner.match(seq)
         assert 0 <= tokens < seq.prefill_tokens
+        if self.reserves:
+            assert unpinned > 0
+            return tokens, held, unpinned
         assert 0 <= unpinned <= held
         assert unpinned <= self.inner.free_pages
         return tokens, held, unpinned
 
     def claim(self, seq: Sequence, num_pages: int) -> None:
-        self.taken += self.inner.match(seq)[2] if num_pages else 0
+        self.taken += self.inner.match(seq)[2] if num_pages or self.reserves else 0
         self.inner.claim(seq, num_pages)
         self._check()
 
@@ -149,34 +155,19 @@ class Audited:
         before = self.inner.free_pages
         self.inner.release(seq, num_pages)
         returned = self.inner.free_pages - before
-        assert 0 <= returned <= num_pages
-        assert self.shares or returned == num_pages
+        assert self.reserves or 0 <= returned <= num_pages
+        assert self.shares or self.reserves or returned == num_pages
         self.taken -= returned
         self._check()
 
 
-def make_allocator(name: str, setup: Setup, kind: ReplicaKind) -> KVAllocator:
-    """An allocator of the registry for one rank; its parameters say what it needs."""
-    known: dict[str, Callable[[], object]] = {
-        "num_pages": lambda: kind.num_pages,
-        "index": lambda: PrefixIndex(setup.table, kind.layout.block_tokens),
-        "block_tokens": lambda: kind.layout.block_tokens,
-        "pages_per_block": lambda: kind.layout.full,
-    }
-    needed = signature(ALLOCATORS[name]).parameters
-    made: KVAllocator = ALLOCATORS[name](**{key: known[key]() for key in needed})
-    return made
-
-
-def run_with(setup: Setup, allocator: str, made: list[Audited] | None = None) -> Result:
-    """Run with an allocator of the registry, audited where a list for the audits is given."""
+def run_audited(setup: Setup, made: list[Audited]) -> Result:
+    """Run with audited allocators, which are added to `made`."""
+    make = engine._allocator
 
     def build(setup: Setup, kind: ReplicaKind) -> KVAllocator:
-        inner = make_allocator(allocator, setup, kind)
-        if made is None:
-            return inner
-        made.append(Audited(inner))
-        return made[-1]
+        made.append(Audited(make(setup, kind)))
+        return made[-1]  # type: ignore[return-value]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_allocator", build)

@@ -1,0 +1,190 @@
+"""The allocators an experiment can ask for: frozen dataclasses, whose fields are YAML keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from simulator.allocators.paged import PagedAllocator
+from simulator.allocators.prefix import PrefixCachingAllocator, PrefixIndex
+from simulator.allocators.reserved import (
+    AnywhereSpace,
+    BuddySpace,
+    FitSpace,
+    ReservedAllocator,
+    Space,
+    buddy_order,
+    reserved_tokens,
+)
+from simulator.batch import PageLayout
+from simulator.errors import ConfigError
+from simulator.request import Ints, RequestTable, Sequence
+
+
+class KVAllocator(Protocol):
+    """KV pages of one attention rank."""
+
+    num_pages: int
+    free_pages: int  # unreferenced, whether or not their content is still cached
+
+    def match(self, seq: Sequence) -> tuple[int, int, int]:
+        """Prompt tokens whose KV is cached, their pages, and what admission takes of the free ones.
+
+        The last counts cached pages that nobody else holds, and whatever is set aside at once.
+        """
+        ...
+
+    def claim(self, seq: Sequence, num_pages: int) -> None:
+        """Pin the cached pages found by `match`, and take what is set aside at once."""
+        ...
+
+    def take(self, num_pages: int) -> None:
+        """Give out free pages (the caller has checked `free_pages`)."""
+        ...
+
+    def computed(self, seq: Sequence, num_tokens: int) -> None:
+        """The first `num_tokens` tokens of `seq` have KV from this iteration on."""
+        ...
+
+    def release(self, seq: Sequence, num_pages: int) -> None:
+        """Take back everything `seq` holds: `num_pages`, its pinned prefix included."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """What an allocator is made for: the pages of one rank, and who will ask."""
+
+    num_pages: int
+    layout: PageLayout
+    table: RequestTable
+    max_model_len: int
+
+
+class AllocatorPolicy(Protocol):
+    """A kind of allocator with its settings."""
+
+    def build(self, pool: Pool) -> KVAllocator: ...
+
+    def layout(self, layout: PageLayout) -> PageLayout:
+        """Pages a sequence takes as it grows."""
+        ...
+
+    def reserved_pages(self, pool: Pool) -> Ints | None:
+        """Pages each request is given at admission; None = pages come as it grows."""
+        ...
+
+    def asked_tokens(self, pool: Pool) -> Ints | None:
+        """Tokens that each request's piece is meant for."""
+        ...
+
+    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
+        """Which reservations an empty pool has a place for."""
+        ...
+
+
+class _Growing:
+    """Pages on demand."""
+
+    def layout(self, layout: PageLayout) -> PageLayout:
+        return layout
+
+    def reserved_pages(self, pool: Pool) -> Ints | None:
+        return None
+
+    def asked_tokens(self, pool: Pool) -> Ints | None:
+        return None
+
+    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
+        return np.ones(len(pages), dtype=np.bool_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paged(_Growing):
+    """Pages on demand, nothing shared."""
+
+    def build(self, pool: Pool) -> KVAllocator:
+        return PagedAllocator(pool.num_pages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixCaching(_Growing):
+    """Pages on demand; blocks of equal prefixes are shared and kept, LRU."""
+
+    def build(self, pool: Pool) -> KVAllocator:
+        layout = pool.layout
+        index = PrefixIndex(pool.table, layout.block_tokens)
+        return PrefixCachingAllocator(pool.num_pages, index, layout.block_tokens, layout.full)
+
+
+RESERVE = ("max", "pow2", "oracle")
+FITS: dict[str, Callable[[int], Space]] = {
+    "first": FitSpace,
+    "best": lambda num_pages: FitSpace(num_pages, best=True),
+    "anywhere": AnywhereSpace,
+}
+
+
+class _Reserving:
+    """A piece for every request at admission."""
+
+    reserve: str
+
+    def __post_init__(self) -> None:
+        if self.reserve not in RESERVE:
+            names = ", ".join(RESERVE)
+            raise ConfigError(f"allocator.reserve: expected one of {names} (got {self.reserve!r})")
+
+    def layout(self, layout: PageLayout) -> PageLayout:
+        return PageLayout(layout.block_tokens, 0)
+
+    def reserved_pages(self, pool: Pool) -> Ints:
+        """Every layer keeps every token: pieces know no windows."""
+        blocks: Ints = -(-self.asked_tokens(pool) // pool.layout.block_tokens)
+        return blocks * pool.layout.most
+
+    def asked_tokens(self, pool: Pool) -> Ints:
+        return reserved_tokens(self.reserve, pool.table, pool.max_model_len)
+
+    def _allocator(self, pool: Pool, space: Space, pages: Ints) -> KVAllocator:
+        return ReservedAllocator(pool.num_pages, space, pages.tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reserved(_Reserving):
+    """A piece for the whole request at admission: of FasterTransformer's kind."""
+
+    reserve: str = "max"  # max, pow2 (output rounded up) or oracle (true length)
+    fit: str = "first"  # first or best hole, or anywhere: pages need not adjoin
+
+    def __post_init__(self) -> None:
+        _Reserving.__post_init__(self)
+        if self.fit not in FITS:
+            names = ", ".join(FITS)
+            raise ConfigError(f"allocator.fit: expected one of {names} (got {self.fit!r})")
+
+    def build(self, pool: Pool) -> KVAllocator:
+        return self._allocator(pool, FITS[self.fit](pool.num_pages), self.reserved_pages(pool))
+
+    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
+        return pages <= pool.num_pages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buddy(_Reserving):
+    """Reservation in powers of two by the buddy algorithm: Orca as the vLLM paper runs it."""
+
+    reserve: str = "max"  # max, pow2 (output rounded up) or oracle (true length)
+
+    def build(self, pool: Pool) -> KVAllocator:
+        return self._allocator(pool, BuddySpace(pool.num_pages), self.reserved_pages(pool))
+
+    def reserved_pages(self, pool: Pool) -> Ints:
+        exact = super().reserved_pages(pool).tolist()
+        return np.array([1 << buddy_order(pages) for pages in exact], dtype=np.int64)
+
+    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
+        return pages <= 1 << (pool.num_pages.bit_length() - 1)

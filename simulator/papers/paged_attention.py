@@ -1,0 +1,94 @@
+"""PagedAttention (vLLM, SOSP'23) against Orca with three kinds of reservation.
+
+Batch sizes and memory waste of section 6.2, from the same requests on four memory managers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.fragmentation import Fragmentation, fragmentation
+from simulator.papers.case import Case, Line, Measure, Picture
+from simulator.recorder import Result
+
+SLOTS = 15_728  # of OPT-13B on an A100-40G: 12 GiB at 800 KiB a token
+SYSTEMS: dict[str, dict[str, object]] = {
+    "max": {"scheduler": "orca", "allocator": {"kind": "buddy", "reserve": "max"}},
+    "pow2": {"scheduler": "orca", "allocator": {"kind": "buddy", "reserve": "pow2"}},
+    "oracle": {"scheduler": "orca", "allocator": {"kind": "buddy", "reserve": "oracle"}},
+    "vllm": {"scheduler": "vllm_v0", "allocator": "paged"},
+}
+NAMES = {"max": "Orca (Max)", "pow2": "Orca (Pow2)", "oracle": "Orca (Oracle)", "vllm": "vLLM"}
+MOMENTS = 400
+
+
+def serve(case: Case, system: str, rate: float) -> Result:
+    """One of the four at so many requests a second; Orca's memory has slots of one token."""
+    changes = dict(SYSTEMS[system])
+    if system != "vllm":
+        changes |= {"engine.block_tokens": 1, "engine.num_blocks": SLOTS}
+    changes |= {
+        "workload.request_rate": f"{rate:g} /s",
+        "workload.num_prompts": case.choose(1500, 400),
+    }
+    return case.simulate(changes)
+
+
+def mean_batch(result: Result) -> float:
+    """Mean number of requests in an iteration, while requests still arrive."""
+    lane = result.lanes[0]
+    segments = lane.segments
+    counts = segments["iterations"] * (lane.segment_start_ns <= result.table.arrival_ns[-1])
+    return float(np.average(segments["num_decode"] + segments["num_prefill"], weights=counts))
+
+
+def waste(case: Case, system: str, rate: float) -> Fragmentation:
+    """The pool's parts from the middle of the arrivals to the last."""
+    result = serve(case, system, rate)
+    last_ns = int(result.table.arrival_ns[-1])
+    moments = np.linspace(last_ns // 2, last_ns, MOMENTS).astype(np.int64)
+    return case.once(f"waste {system} {rate}", lambda: fragmentation(result, moments))
+
+
+def most_running(case: Case) -> float:
+    """Most requests that Orca (Max) ever runs together, under overload."""
+    lane = serve(case, "max", 8).lanes[0]
+    return float((lane.segments["num_decode"] + lane.segments["num_prefill"]).max())
+
+
+def unused_by_max(case: Case) -> float:
+    """Percent of the slots that no request of 2,048 can get."""
+    return 100 * (1 - most_running(case) * 2048 / SLOTS)
+
+
+def _batch_at(system: str, rate: float) -> Measure:
+    return lambda case: mean_batch(serve(case, system, rate))
+
+
+def _used(system: str) -> Measure:
+    return lambda case: 100 * waste(case, system, OVERLOAD).means()["used"]
+
+
+OVERLOAD = 8.0  # requests/s, more than any of the four can serve
+MEASURES: dict[str, Measure] = {
+    "most_running_max": most_running,
+    "unused_max": unused_by_max,
+    **{f"batch_{name}": _batch_at(name, 2.0) for name in SYSTEMS},
+    **{f"full_batch_{name}": _batch_at(name, OVERLOAD) for name in SYSTEMS},
+    **{f"used_{name}": _used(name) for name in SYSTEMS},
+}
+
+
+def picture(case: Case) -> Picture:
+    """Share of the KV slots that hold tokens, over time under overload."""
+    lines = []
+    for system, name in NAMES.items():
+        parts = waste(case, system, OVERLOAD)
+        seconds = tuple((parts.time_ns / 1e9).tolist())
+        lines.append(Line(label=name, x=seconds, y=tuple((100 * parts.used).tolist())))
+    return Picture(
+        title="KV slots that hold tokens, under overload",
+        x_label="simulated time (s)",
+        y_label="%",
+        lines=tuple(lines),
+    )
