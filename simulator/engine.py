@@ -14,6 +14,7 @@ from simulator.allocators import AllocatorPolicy, KVAllocator, Paged, Pool, Pref
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
+from simulator.drafting import SpeculationKind, speculation_kind
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
@@ -34,7 +35,7 @@ from simulator.request import Ints, RequestTable
 from simulator.routers import Router
 from simulator.schedulers import Scheduler
 from simulator.spec import NodeGroup
-from simulator.speculating import SpeculatingLane, SpeculationKind, speculation_kind
+from simulator.speculating import SpeculatingLane
 from simulator.units import to_ns
 
 PROGRESS_INTERVAL_NS = 5_000_000_000  # simulated time between two progress calls

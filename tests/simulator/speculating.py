@@ -9,8 +9,8 @@ import numpy as np
 
 from simulator.costs.compiled import AttentionCost, to_ticks
 from simulator.costs.drafting import DraftCost
+from simulator.drafting import SpeculationKind
 from simulator.engine import Setup
-from simulator.speculating import SpeculationKind
 from simulator.speculation import (
     BatchTable,
     Beta,

@@ -40,7 +40,9 @@ def outcomes(policies: tuple[str, str, str]) -> list[Outcome]:
 
 
 @every_policy
-def test_two_runs_are_identical_and_stepping_changes_nothing(policies: tuple[str, str, str]) -> None:
+def test_two_runs_are_identical_and_stepping_changes_nothing(
+    policies: tuple[str, str, str],
+) -> None:
     for each in outcomes(policies):
         stepped = run(replace(each.draw.setup, coalesce=False))
         assert difference(each.result, stepped) == "", each.draw.name
@@ -135,7 +137,9 @@ def test_causes_come_before_effects(policies: tuple[str, str, str]) -> None:
 
 
 @every_policy
-def test_the_speculating_lane_without_drafts_is_the_plain_lane(policies: tuple[str, str, str]) -> None:
+def test_the_speculating_lane_without_drafts_is_the_plain_lane(
+    policies: tuple[str, str, str],
+) -> None:
     """The array sibling against the decode calendar: every time and page, to the nanosecond."""
     never = Speculation(drafter=NGram(host_s=0.0), length=NoSpeculation())
     compared = 0
