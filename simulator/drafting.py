@@ -122,16 +122,18 @@ class DraftPrices:
         host = draft.host[num] if asked else 0
         return host + fixed + slope * (self._ragged.kv_tokens // num)
 
-    def iteration(self, length: int, chunk_tokens: int, gained: int) -> int:
-        """The coming iteration, were every sequence to draft so many tokens beside a prompt chunk.
+    def iteration(self, length: int, gained: int) -> int:
+        """The coming iteration without prompts, were every sequence to draft so many tokens.
 
-        `gained`: tokens of the last iteration, which the drafter computes first.
+        Prompts are left out because they are the same work whatever is drafted: as an overhead of
+        every iteration they would make long drafts look cheap. `gained`: tokens of the last
+        iteration, which the drafter computes first.
         """
         cost, kind = self._cost, self._kind
         stage, num = cost.stages[0], self._ragged.num_seqs
         verified = self._verified[length]
         rows = num * (1 + verified)
-        tokens = min(rows + chunk_tokens, cost.max_num_tokens)
+        tokens = min(rows, cost.max_num_tokens)
         price = stage.linear[tokens] + cost.host[num]
         price += cost.logits[min(rows, len(cost.logits) - 1)]
         if stage.expert:

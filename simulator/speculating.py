@@ -19,7 +19,6 @@ from simulator.recorder import LaneLog
 from simulator.request import Sequence
 
 Ints = NDArray[np.int64]
-CHUNK_WEIGHT = 1 / 16  # of the newest iteration in the mean prompt tokens an iteration
 
 
 class SpeculatingLane(Lane):
@@ -32,7 +31,6 @@ class SpeculatingLane(Lane):
         "_finished",
         "_kind",
         "_lengths",
-        "_mean_chunk",
         "_pending",
         "_prices",
         "_source",
@@ -59,7 +57,6 @@ class SpeculatingLane(Lane):
         self._finished: list[Sequence] = []  # whose last was among them
         self._drafting = 0  # ticks of the drafts of the coming iteration
         self._pending = 0  # tokens of the target that the drafter has not seen
-        self._mean_chunk = 0.0
         self.accepted_at = [0] * (most + 1)  # drafts by tokens accepted
 
     # --- what a scheduler sees and does -------------------------------------------------------
@@ -180,7 +177,7 @@ class SpeculatingLane(Lane):
         return price + draft.computes(tokens)
 
     def _price(self, length: int) -> int:
-        return self._prices.iteration(length, round(self._mean_chunk), self._total)
+        return self._prices.iteration(length, self._total)
 
     # --- after an iteration -------------------------------------------------------------------
 
@@ -213,8 +210,6 @@ class SpeculatingLane(Lane):
             self._pending = 0
         self._pending = min(self._pending + emitted + ends, ragged.kv_tokens + emitted)
         self.drafts = self._asked = 0  # a scheduler may not decode in the next iteration
-        if num or self.chunks:
-            self._mean_chunk += CHUNK_WEIGHT * (self.chunk_tokens - self._mean_chunk)
 
     def _verify(self) -> tuple[int, int]:
         """Look up what is accepted of every draft; returns drafts, and tokens accepted."""

@@ -220,16 +220,16 @@ def test_verifying_nothing_costs_a_plain_iteration() -> None:
     stage, attention = plain.stages[0], plain.stages[0].attention[0]
     expected = stage.linear[8] + plain.host[8] + plain.logits[8]
     expected += attention.decode_base[8] + attention.decode_per_token[8] * 8 * 512
-    assert prices_of(NGram()).iteration(0, 0, 8) == expected
+    assert prices_of(NGram()).iteration(0, 8) == expected
 
 
 def test_prices_rise_with_the_length_and_drafts_cost_what_they_run() -> None:
     for drafter in (Eagle(), NGram(), DraftModel(model="llama-3.2-1b"), Kangaroo()):
-        prices = [prices_of(drafter).iteration(k, 0, 8) for k in range(5)]
+        prices = [prices_of(drafter).iteration(k, 8) for k in range(5)]
         assert prices == sorted(prices)
         assert prices[1] > prices[0]
     one, small = (
-        [prices_of(DraftModel(model=name)).iteration(k, 0, 8) for k in (3, 4)]
+        [prices_of(DraftModel(model=name)).iteration(k, 8) for k in (3, 4)]
         for name in ("llama-3.2-1b", "llama-160m")
     )
     assert one[1] - one[0] > small[1] - small[0]
@@ -238,7 +238,7 @@ def test_prices_rise_with_the_length_and_drafts_cost_what_they_run() -> None:
 def test_an_eagle_step_reads_its_layer_and_the_targets_head() -> None:
     """At the peak bandwidth that takes 0.46 ms (SmartSpec's authors fit 0.45 ms on an H100)."""
     with_head, without = prices_of(Eagle(), num_seqs=1), prices_of(NGram(host_s=0.0), num_seqs=1)
-    spent = [with_head.iteration(k, 0, 1) - without.iteration(k, 0, 1) for k in (3, 4)]
+    spent = [with_head.iteration(k, 1) - without.iteration(k, 1) for k in (3, 4)]
     step_s = (spent[1] - spent[0]) / to_ticks(1.0)
     model = load_model("llama-3.1-8b")
     moved = draft_weight_bytes(Eagle().draft(model), ParallelPlan()) + 2 * 128256 * 4096
