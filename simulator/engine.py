@@ -18,6 +18,7 @@ from simulator.drafting import SpeculationKind, speculation_kind
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
+from simulator.lanes import lane_kind
 from simulator.lockstep import Lockstep
 from simulator.placement import check_cluster, replicas_that_fit
 from simulator.rank import Rank
@@ -97,17 +98,22 @@ def prepare(experiment: Experiment) -> Setup:
         coalesce=experiment.coalesce,
     )
     if experiment.speculation is not None:
-        _refuse_reservations(setup, experiment.speculation.drafter.kind)
+        _refuse_with_speculation(setup, experiment.speculation.drafter.kind)
     return setup
 
 
-def _refuse_reservations(setup: Setup, drafter: str) -> None:
-    """Drafts take pages that no reservation of a request's own tokens holds."""
-    policy = policy_of(setup)
+def _refuse_with_speculation(setup: Setup, drafter: str) -> None:
+    """Drafts need pages that no reservation holds, and answers that end one by one."""
+    policy, scheduler = policy_of(setup), setup.scheduler
     if policy.reserved_pages(_pool(setup, setup.kinds[0])) is not None:
         raise ConfigError(
             f"speculation with the {drafter} drafter needs pages on demand: allocator "
             f"{type(policy).__name__} gives each request a reservation of its own tokens"
+        )
+    if lane_kind(scheduler) is not Lane:
+        raise ConfigError(
+            f"speculation with the {drafter} drafter needs answers that end one by one: "
+            f"scheduler {type(scheduler).__name__} pads them to the longest"
         )
 
 
@@ -148,6 +154,7 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
 
 def run(setup: Setup, progress: Progress | None = None) -> Result:
     """Run a prepared simulation."""
+    refuse_clash(setup)
     env = simpy.Environment()
     table = setup.table
     recorder = Recorder(len(table))
@@ -156,7 +163,7 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
         min(kind.max_kv_tokens, setup.scheduler.longest_context(kind.cost.max_num_tokens))
         for kind in setup.kinds
     )
-    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len, placeable(setup))
+    accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len, welcome(setup))
     clients = feeds = None
     if setup.router.is_static and table.is_open_loop:
         feeds = deal(
@@ -201,7 +208,10 @@ def build(
             allocator = _allocator(setup, kind)
             layout = policy_of(setup).layout(kind.layout)
             by_priority = setup.scheduler.by_priority
-            ranks.append(Rank(num_ranks, allocator, layout, recorder, by_priority, on_finish))
+            queue = getattr(setup.scheduler, "queue", None)  # of its own, with what it needs
+            waiting = None if queue is None else queue(setup.table)
+            rank = Rank(num_ranks, allocator, layout, recorder, by_priority, on_finish, waiting)
+            ranks.append(rank)
             num_ranks += 1
         batches = []
         for _ in range(kind.num_lanes):
@@ -209,7 +219,8 @@ def build(
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                _lane(key, rank, kind, LaneLog(ends)) for key, rank in zip(keys, ranks, strict=True)
+                _lane(key, rank, setup, kind, LaneLog(ends))
+                for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
         feed = None if feeds is None else feeds[number]
@@ -227,9 +238,9 @@ def build(
     return replicas
 
 
-def _lane(key: int, rank: Rank, kind: ReplicaKind, log: LaneLog) -> Lane:
+def _lane(key: int, rank: Rank, setup: Setup, kind: ReplicaKind, log: LaneLog) -> Lane:
     if kind.speculation is None:
-        return Lane(key, rank, kind.cost, log)
+        return lane_kind(setup.scheduler)(key, rank, kind.cost, log)
     return SpeculatingLane(key, rank, kind.cost, log, kind.speculation)
 
 
@@ -239,6 +250,20 @@ def policy_of(setup: Setup) -> AllocatorPolicy:
         return setup.allocator
     shares = setup.prefix_caching and setup.table.hash_ids is not None
     return PrefixCaching() if shares else Paged()
+
+
+def refuse_clash(setup: Setup) -> None:
+    """Policies that make no sense together.
+
+    Raises:
+        ConfigError: both are named, with what would go instead.
+    """
+    clash = getattr(setup.scheduler, "clash", None)
+    policy = policy_of(setup)
+    reason = "" if clash is None else clash(policy)
+    if reason:
+        names = (type(setup.scheduler).__name__, type(policy).__name__)
+        raise ConfigError(f"scheduler {names[0]} and allocator {names[1]} clash: {reason}")
 
 
 def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:
@@ -254,9 +279,10 @@ def _pool(setup: Setup, kind: ReplicaKind) -> Pool:
     )
 
 
-def placeable(setup: Setup) -> NDArray[np.bool_] | None:
-    """Requests that an empty pool of every kind has a place for; None = all."""
-    policy, fits = policy_of(setup), None
+def welcome(setup: Setup) -> NDArray[np.bool_] | None:
+    """Requests that the scheduler takes and an empty pool has a place for; None = all."""
+    takes = getattr(setup.scheduler, "takes", None)
+    policy, fits = policy_of(setup), None if takes is None else takes(setup.table)
     for kind in setup.kinds:
         pool = _pool(setup, kind)
         pages = policy.reserved_pages(pool)

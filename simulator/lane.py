@@ -75,6 +75,10 @@ class Lane:
     # --- what a scheduler sees and does -------------------------------------------------------
 
     @property
+    def decode_iterations(self) -> int:
+        return self.decodes.iteration
+
+    @property
     def num_decode(self) -> int:
         return self.decodes.num_seqs
 
@@ -100,6 +104,17 @@ class Lane:
 
     def running(self) -> list[Sequence]:
         return list(self.rank.running)
+
+    def generated(self, seq: Sequence) -> int:
+        if seq not in self.rank.running:
+            return seq.generated_tokens
+        return self.rank.lanes[seq.lane].generated_by(seq)
+
+    def generated_by(self, seq: Sequence) -> int:
+        """Tokens a running sequence of this lane has been given."""
+        if seq in self.prefilling:
+            return seq.generated_tokens
+        return seq.generated_tokens + self.decodes.iteration - seq.decode_since
 
     def stall(self) -> None:
         self.rank.starved.add(self.key)

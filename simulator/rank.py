@@ -27,6 +27,7 @@ class LaneBooks(Protocol):
     def catch_up(self) -> None: ...
     def look(self) -> None: ...
     def evict(self, seq: Sequence) -> None: ...
+    def generated_by(self, seq: Sequence) -> int: ...
 
 
 class PriorityQueue:
@@ -80,6 +81,7 @@ class Rank:
         recorder: Recorder,
         by_priority: bool = False,
         on_finish: Callable[[Sequence, int], None] | None = None,
+        waiting: WaitingQueue | None = None,
     ) -> None:
         self.index = index
         self.allocator = allocator
@@ -87,6 +89,8 @@ class Rank:
         self.recorder = recorder
         self.by_priority = by_priority
         self.waiting: WaitingQueue = PriorityQueue() if by_priority else deque()
+        if waiting is not None:
+            self.waiting = waiting
         self.blocked = False  # nobody can be admitted before somebody finishes or is evicted
         self.now_ns = 0  # of the plan being made
         self.running: dict[Sequence, None] = {}  # in admission order, over all lanes

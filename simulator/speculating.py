@@ -27,6 +27,7 @@ class SpeculatingLane(Lane):
     __slots__ = (
         "_asked",
         "_chooser",
+        "_decoded",
         "_drafting",
         "_finished",
         "_kind",
@@ -51,6 +52,7 @@ class SpeculatingLane(Lane):
         windows = tuple(w for w in cost.windows if w)
         self.ragged = RaggedSet(rank.layout, windows, self._source.has_limits)
         self._prices = DraftPrices(kind, cost, self.ragged)
+        self._decoded = 0  # iterations in which the decodes had their pages
         self._asked = 0  # tokens each sequence was to draft for the coming iteration
         self._lengths: int | Ints = 0  # and what each does
         self._total = 0  # tokens gained by the latest iteration's decodes
@@ -60,6 +62,13 @@ class SpeculatingLane(Lane):
         self.accepted_at = [0] * (most + 1)  # drafts by tokens accepted
 
     # --- what a scheduler sees and does -------------------------------------------------------
+
+    @property
+    def decode_iterations(self) -> int:
+        return self._decoded
+
+    def generated_by(self, seq: Sequence) -> int:
+        return seq.generated_tokens if seq in self.prefilling else self.ragged.generated(seq)
 
     @property
     def num_decode(self) -> int:
@@ -245,6 +254,7 @@ class SpeculatingLane(Lane):
         return proposing, total
 
     def _advance(self, num_iterations: int, end_ns: int) -> None:
+        self._decoded += num_iterations
         if self.paused:
             self.paused = False
             for seq in self._decoding():

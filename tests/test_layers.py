@@ -40,7 +40,8 @@ LAYERS: tuple[set[str], ...] = (
     {"allocators", "costs", "routers", "schedulers", "speculation", "workloads"}
     | {"catalog", "gpu_file", "hf_config", "huggingface"},
     # 4: the loop
-    {"cluster", "drafting", "experiment", "lane", "lockstep", "rank", "replica", "speculating"},
+    {"cluster", "drafting", "experiment", "lane", "lanes", "lockstep", "rank", "replica"}
+    | {"speculating"},
     # 5: one run
     {"engine"},
     # 6: around a run

@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from simulator.schedulers.orca import Orca
+from simulator.schedulers.rpm import Rpm
 from simulator.schedulers.sarathi import Sarathi
+from simulator.schedulers.static import Static
 from simulator.schedulers.vllm_v0 import VllmV0
 from simulator.schedulers.vllm_v1 import VllmV1
+from simulator.schedulers.vtc import Vtc
 
 if TYPE_CHECKING:
     from simulator.schedulers.view import LaneView
@@ -37,12 +40,19 @@ class Scheduler(Protocol):
 
     def plan(self, lane: LaneView) -> int: ...
 
+    # May also have `clash(allocator)`, why it cannot run on such memory ("" = it can),
+    # `queue(table) -> WaitingQueue`, the waiting requests of a rank in its own order,
+    # and `takes(table)`, which requests are not turned away at the door: bool [num_requests].
+
 
 SCHEDULERS: dict[str, type] = {
     "vllm_v1": VllmV1,
     "vllm_v0": VllmV0,
+    "static": Static,
     "orca": Orca,
     "sarathi": Sarathi,
+    "vtc": Vtc,
+    "rpm": Rpm,
 }
 
-__all__ = ["SCHEDULERS", "Orca", "Sarathi", "Scheduler", "VllmV0", "VllmV1"]
+__all__ = ["SCHEDULERS", "Orca", "Rpm", "Sarathi", "Scheduler", "Static", "VllmV0", "VllmV1", "Vtc"]

@@ -20,6 +20,7 @@ class WaitingQueue(Protocol):
 class LaneView(Protocol):
     """One lane: a batch of sequences that iterate together, on one attention rank."""
 
+    key: int  # index among all lanes of the run
     waiting: WaitingQueue  # of the rank, shared by its lanes; next to admit first
     prefilling: list[Sequence]  # admitted, prompt not yet computed, in admission order
     max_num_tokens: int  # token budget of an iteration
@@ -29,6 +30,11 @@ class LaneView(Protocol):
     @property
     def num_pages(self) -> int:
         """Pages of the rank's pool."""
+        ...
+
+    @property
+    def decode_iterations(self) -> int:
+        """Iterations so far in which this lane's decodes gained a token."""
         ...
 
     @property
@@ -92,6 +98,10 @@ class LaneView(Protocol):
     @property
     def may_admit(self) -> bool:
         """No lane of the rank waits for pages."""
+        ...
+
+    def generated(self, seq: Sequence) -> int:
+        """Output tokens of a sequence so far."""
         ...
 
     def running(self) -> list[Sequence]:

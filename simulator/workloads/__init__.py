@@ -14,6 +14,7 @@ from typing import Protocol
 from simulator.errors import ConfigError
 from simulator.request import RequestTable
 from simulator.workloads.bundled import bundled_workloads, resolve
+from simulator.workloads.clients import Clients
 from simulator.workloads.csv_traces import Azure, BurstGpt
 from simulator.workloads.detect import KNOWN_FORMATS, detect
 from simulator.workloads.jsonl import Mooncake, TimedTrace
@@ -29,6 +30,7 @@ __all__ = [
     "WORKLOADS",
     "Azure",
     "BurstGpt",
+    "Clients",
     "LengthSet",
     "Mooncake",
     "PrefixRepetition",
@@ -55,6 +57,7 @@ class Workload(Protocol):
 WORKLOADS: dict[str, type[Workload]] = {
     "azure": Azure,
     "burstgpt": BurstGpt,
+    "clients": Clients,
     "lengths": LengthSet,
     "mooncake": Mooncake,
     "prefix_repetition": PrefixRepetition,

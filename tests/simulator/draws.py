@@ -35,13 +35,20 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "max_imbalance": (32, 4),
     "reserve": ("max", "pow2", "oracle"),
     "fit": ("first", "best", "anywhere"),
-    "max_batch_size": (0, 3),
+    "max_batch_size": (0, 3, 8),
     "watermark": (0.01, 0.2),
     "token_budget": (0, 0, 48),
     "chunked": (True, True, False),
     "hybrid": (True, False),
+    "lift": (True, True, False),
+    "client_weights": ((), (1.0, 2.5)),
+    "admit_every": (1, 1, 10),
+    "predict": ("none", "oracle", "history"),
+    "predict_error": (0.0, 0.5),
+    "requests_per_minute": (1, 5, 20),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
+CLASHES = {("static", "paged"), ("static", "prefix_caching")}
 USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
 COMBINATIONS = (
     # Every router with what an experiment gets unasked, every other policy with each of the rest.
@@ -49,7 +56,8 @@ COMBINATIONS = (
     *(
         (scheduler, tuple(ROUTERS)[number % len(ROUTERS)], allocator)
         for number, (scheduler, allocator) in enumerate(product(SCHEDULERS, ALLOCATORS))
-        if scheduler not in USUAL or allocator not in USUAL
+        if (scheduler not in USUAL or allocator not in USUAL)
+        and (scheduler, allocator) not in CLASHES
     ),
 )
 
@@ -73,7 +81,14 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     rng = np.random.default_rng([number, crc32(f"{scheduler}/{router}/{allocator}".encode())])
     shares = allocator == "prefix_caching"
     policy = draw_policy(rng, SCHEDULERS[scheduler])
+    memory = draw_policy(rng, ALLOCATORS[allocator])
+    while clash(policy, memory):
+        memory = draw_policy(rng, ALLOCATORS[allocator])
     table = draw_table(rng, shares or rng.random() < 0.2, getattr(policy, "by_priority", False))
+    if hasattr(policy, "takes") and not table.is_open_loop:
+        table = replace(table, parent=None, delay_ns=None, max_concurrency=0)
+    if scheduler in ("vtc", "rpm"):
+        table = replace(table, client=rng.integers(0, pick(rng, (1, 3, 8)), len(table)))
     windows = pick(rng, ((0,), (0,), (0,), (0, 50), (64,)))
     window_pages = tuple((w, 2) for w in windows if w) if rng.random() < 0.7 else ()
     lanes, ranks = pick(rng, (1, 1, 1, 2, 3)), pick(rng, (1, 1, 2, 3))
@@ -89,13 +104,18 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
             cost=_cost(rng, lanes, ranks, windows),
             scheduler=policy,
             router=draw_policy(rng, ROUTERS[router]),
-            allocator=draw_policy(rng, ALLOCATORS[allocator]),
+            allocator=memory,
             prefix_caching=shares,
             max_model_len=pick(rng, (0, 0, 0, 350)),
             horizon_ns=pick(rng, (FOREVER, FOREVER, FOREVER, 1_500_000_000)),
         ),
         allocator,
     )
+
+
+def clash(scheduler: Any, allocator: Any) -> str:
+    """Why the two do not go together; "" where they do."""
+    return str(scheduler.clash(allocator)) if hasattr(scheduler, "clash") else ""
 
 
 def pick(rng: np.random.Generator, options: Options[Any]) -> Any:

@@ -334,6 +334,11 @@ def test_what_does_not_compose_is_named() -> None:
     buddy = experiment(one_request(1), policy, allocator=ALLOCATORS["buddy"]())
     with pytest.raises(ConfigError, match=r"speculation with the eagle .* allocator"):
         prepare(buddy)
+    from simulator.schedulers import SCHEDULERS
+
+    static = experiment(one_request(1), policy, scheduler=SCHEDULERS["static"]())
+    with pytest.raises(ConfigError, match=r"speculation with the eagle .* scheduler Static"):
+        prepare(static)
 
 
 BASE = ["simulate", "--model", "llama-3.1-8b", "--cluster", "1xH100-SXM", "--trace", "chat-1k",
