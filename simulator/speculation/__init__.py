@@ -37,6 +37,7 @@ from simulator.speculation.lengths import (
     SmartSpec,
 )
 from simulator.speculation.recorded import Recorded
+from simulator.speculation.text import TrieText
 
 DRAFTERS: dict[str, type] = {
     "draft_model": DraftModel,
@@ -52,6 +53,7 @@ ACCEPTANCES: dict[str, type] = {
     "per_position": PerPosition,
     "confidence": Confidence,
     "recorded": Recorded,
+    "trie_text": TrieText,
 }
 LENGTHS: dict[str, type] = {
     "fixed": Fixed,
@@ -120,4 +122,5 @@ __all__ = [
     "Source",
     "Speculation",
     "Tree",
+    "TrieText",
 ]

@@ -170,12 +170,12 @@ def test_n_grams_match_as_often_as_stated() -> None:
 
 
 def test_a_tree_hits_where_any_candidate_does() -> None:
-    assert Tree(width=3).hit_rate(0.5) == pytest.approx(1 - 0.5**3)
+    assert Tree(width=5).hit_rate(0.6) == pytest.approx(0.8, abs=0.001)  # Medusa's top five
     assert Tree(width=1).hit_rate(0.5) == pytest.approx(0.5)
-    assert Tree(width=3, rank_rates=(1.0, 0.2, 0.1)).hit_rate(0.5) == pytest.approx(0.65)
     assert Tree(width=4).verified(5) == 20
+    hit = Tree(width=3).hit_rate(0.5)
     deep = all_runs(Geometric(rate=0.5), drafter=Tree(width=3))
-    assert (deep >= 2).mean() == pytest.approx((1 - 0.5**3) ** 2, abs=0.01)
+    assert (deep >= 2).mean() == pytest.approx(hit**2, abs=0.01)
 
 
 def test_lookahead_verifies_its_decoding_length_whatever_the_branch() -> None:
