@@ -75,7 +75,8 @@ def test_the_trie_learns_phrases_and_finds_copies_at_once() -> None:
         runs, _ = shared.outcomes(request)
         means.append(runs[1:].mean())
         shared.finished(request)
-    assert np.mean(means[30:]) > 1.5 * np.mean(means[:5])
+    assert means[0] < 0.1
+    assert np.mean(means[30:]) > 4.0
     copied = source(TrieText(copied=1.0, shared=0.0, span_tokens=20, prompt_tokens=64))
     assert copied.outcomes(0)[0][1:].mean() > 2.0
     new = source(TrieText(copied=0.0, shared=0.0))
