@@ -64,7 +64,7 @@ def speculation_kind(
 class DraftPrices:
     """Prices of one lane's drafts and verifications, in ticks."""
 
-    __slots__ = ("_cost", "_kind", "_ragged", "_steps", "_verified", "_verified_each")
+    __slots__ = ("_cost", "_is_chain", "_kind", "_ragged", "_steps", "_verified", "_verified_each")
 
     def __init__(self, kind: SpeculationKind, cost: CompiledCost, ragged: RaggedSet) -> None:
         policy = kind.policy
@@ -75,6 +75,7 @@ class DraftPrices:
             policy.drafter.verified(k) for k in range(policy.num_speculative_tokens + 1)
         ]
         self._verified_each = np.array(self._verified)
+        self._is_chain = self._verified == list(range(len(self._verified)))
         self._steps: dict[tuple[int, int], tuple[int, int]] = {}  # of drafts of one length
 
     @property
@@ -86,8 +87,7 @@ class DraftPrices:
         """Tokens verified for such drafts, beside one a sequence."""
         if isinstance(lengths, int):
             return self._verified[lengths]
-        each: Ints = self._verified_each[lengths]
-        return each
+        return lengths if self._is_chain else self._verified_each[lengths]
 
     def verification(self, stage: StageCost, verified: Lengths, drafts: int) -> int:
         """Attention of the query tokens: contexts are read once, or computed on if longer."""

@@ -26,8 +26,19 @@ class RaggedSet:
     tokens that fit the pages held, never above 0 once the coming iteration has its pages.
     """
 
-    __slots__ = ("_slot", "_stride", "kv_tokens", "layout", "limits", "num_seqs", "runs", "seqs",
-                 "state", "windows")  # fmt: skip
+    __slots__ = (
+        "_slot",
+        "_soonest",
+        "_stride",
+        "kv_tokens",
+        "layout",
+        "limits",
+        "num_seqs",
+        "runs",
+        "seqs",
+        "state",
+        "windows",
+    )
 
     def __init__(self, layout: PageLayout, windows: tuple[int, ...], has_limits: bool) -> None:
         self.layout = layout
@@ -35,6 +46,7 @@ class RaggedSet:
         self.num_seqs = 0
         self.kv_tokens = 0  # context of all
         self.seqs: list[Sequence] = []
+        self._soonest = 0  # nobody has fewer tokens to come than this
         self._slot: dict[Sequence, int] = {}
         self._stride = 64  # outcomes kept a sequence
         self.state = np.zeros((4, 8), dtype=np.int64)
@@ -57,6 +69,8 @@ class RaggedSet:
             seq.generated_tokens - seq.output_tokens,
             context - held,
         )
+        left = seq.output_tokens - seq.generated_tokens
+        self._soonest = min(self._soonest, left) if n else left
         self.seqs.append(seq)
         self._slot[seq] = n
         self.num_seqs = n + 1
@@ -134,12 +148,16 @@ class RaggedSet:
         seen = np.minimum(self.state[CONTEXT, : self.num_seqs], window)
         return int((seen * queries).sum())
 
-    def advance(self, gained: Ints | int, total: int) -> bool:
-        """Every sequence gains so many tokens, `total` in all; True if somebody has its last."""
+    def advance(self, gained: Ints | int, most: int, total: int) -> bool:
+        """Every sequence gains so many tokens, at most `most`; True if somebody has its last."""
         state = self.state[:, : self.num_seqs]
         state += gained
         self.kv_tokens += total
-        return bool(np.maximum.reduce(state[LEFT]) >= 0)
+        self._soonest -= most
+        if self._soonest > 0:
+            return False
+        self._soonest = -int(np.maximum.reduce(state[LEFT]))
+        return self._soonest <= 0
 
     def finished(self) -> list[tuple[Sequence, int]]:
         """Who has all its tokens, and how many it was given beyond them."""

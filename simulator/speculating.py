@@ -226,31 +226,34 @@ class SpeculatingLane(Lane):
         num = ragged.num_seqs
         if self._asked == 0:
             self._total = num
-            if ragged.advance(1, num):
+            if ragged.advance(1, 1, num):
                 self._finished = [seq for seq, _ in ragged.finished()]
             chooser.observe(num, -1, 0, 0)
             return 0, 0
         accepted = np.minimum(ragged.runs.take(ragged.state[CURSOR, :num]), lengths)
+        counts = np.bincount(accepted, minlength=1).tolist()
+        total = sum(position * count for position, count in enumerate(counts))
+        most = self._asked + 1
+        # Tested: every token accepted, and the one refused where a draft did not end first.
         if isinstance(lengths, int):
-            proposing = num
-            counts = np.bincount(accepted, minlength=lengths + 1).tolist()
-            total, trials = _totals(counts, lengths)
+            proposing, refused = num, num - (counts[lengths] if len(counts) > lengths else 0)
         else:
-            drafted = lengths > 0
-            counts = np.bincount(accepted[drafted], minlength=1).tolist()
-            total, proposing = int(accepted.sum()), int(np.count_nonzero(drafted))
-            trials = int(np.minimum(accepted + 1, lengths).sum())
+            proposing = int(np.count_nonzero(lengths))
+            refused = int(np.count_nonzero(accepted < lengths))
+            counts[0] -= num - proposing
+            most = len(self.accepted_at)  # a request's own length may exceed the common one
         for position, count in enumerate(counts):
             self.accepted_at[position] += count
         if chooser.per_request:
             each = np.broadcast_to(np.asarray(lengths), (num,))
             chooser.observe_each([seq.id for seq in ragged.seqs], accepted.astype(np.int64), each)
         self._total = num + total
-        if ragged.advance(np.add(accepted, 1, dtype=np.int64), self._total):
+        gained = np.add(accepted, 1, dtype=np.int64)
+        if ragged.advance(gained, most, self._total):
             for seq, beyond in ragged.finished():
                 self._finished.append(seq)
                 self._total -= beyond
-        chooser.observe(num, proposing, total, trials)
+        chooser.observe(num, proposing, total, total + refused)
         return proposing, total
 
     def _advance(self, num_iterations: int, end_ns: int) -> None:
@@ -274,14 +277,3 @@ class SpeculatingLane(Lane):
     def _finish(self, seq: Sequence, pages: int, end_ns: int) -> None:
         self._source.finished(seq.id)
         super()._finish(seq, pages, end_ns)
-
-
-def _totals(counts: list[int], length: int) -> tuple[int, int]:
-    """Tokens accepted, and tokens tested up to the first refused, of drafts of one length."""
-    accepted = trials = at_least = 0
-    for position in range(length, -1, -1):
-        at_least += counts[position]
-        accepted += position * counts[position]
-        if position < length:
-            trials += at_least
-    return accepted, trials

@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "simpy": SIMPY,
     "yaml": {"config", "gpu_file"},
     "pyarrow": {"workloads", *AROUND_A_RUN},  # traces are read by its CSV reader, runs are not
-    "scipy": {"costs", "speculation", "workloads", *AROUND_A_RUN},
+    "scipy": {"costs", "workloads", *AROUND_A_RUN},
     "pandas": AROUND_A_RUN,
     "pydantic": {"config"},
     "matplotlib": {"report"},

@@ -193,15 +193,16 @@ class Beta:
 
 
 def ar1(noise: Floats, correlation: float) -> Floats:
-    """Stationary unit-variance AR(1) series z[t] = r z[t-1] + sqrt(1 - r^2) noise[t]."""
-    if correlation == 0.0:
-        return noise
-    from scipy.signal import lfilter
+    """Stationary unit-variance AR(1) series z[t] = r z[t-1] + sqrt(1 - r^2) noise[t].
 
-    scale = (1.0 - correlation * correlation) ** 0.5
-    start = correlation * noise[0]  # z[0] = noise[0]
-    rest, _ = lfilter([scale], [1.0, -correlation], noise[1:], zi=np.array([start]))
-    series: Floats = np.concatenate((noise[:1], rest))
+    By doubling: 1 + rL + r^2 L^2 + ... = (1 + rL)(1 + r^2 L^2)(1 + r^4 L^4)..., L the lag.
+    """
+    series: Floats = noise * (1.0 - correlation * correlation) ** 0.5
+    series[0] = noise[0]
+    lag, weight = 1, correlation
+    while weight > 1e-17 and lag < len(series):
+        series[lag:] = series[lag:] + weight * series[:-lag]
+        lag, weight = 2 * lag, weight * weight
     return series
 
 

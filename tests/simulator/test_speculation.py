@@ -307,3 +307,14 @@ def test_the_batch_table_is_read_by_rows() -> None:
         BatchTable(table=((1, 4, 2), (6, 8, 1))).check(4)
     with pytest.raises(ConfigError, match="tokens 0 to 2"):
         BatchTable(table=((1, 4, 3),)).check(2)
+
+
+def test_an_autoregressive_series_is_its_recursion() -> None:
+    from simulator.speculation.acceptance import ar1
+
+    noise = np.random.default_rng(0).standard_normal(300)
+    for correlation in (0.0, 0.3, 0.95):
+        series = [noise[0]]
+        for each in noise[1:]:
+            series.append(correlation * series[-1] + (1 - correlation**2) ** 0.5 * each)
+        assert ar1(noise, correlation) == pytest.approx(np.array(series), abs=1e-12)
