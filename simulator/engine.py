@@ -285,9 +285,8 @@ def welcome(setup: Setup) -> NDArray[np.bool_] | None:
     policy, fits = policy_of(setup), None if takes is None else takes(setup.table)
     for kind in setup.kinds:
         pool = _pool(setup, kind)
-        pages = policy.reserved_pages(pool)
-        if pages is not None:
-            mine = policy.fits(pool, pages)
+        mine = policy.fits(pool)
+        if mine is not None:
             fits = mine if fits is None else fits & mine
     return fits
 

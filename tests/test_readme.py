@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from simulator import engine
 from simulator.cli import run
+from tests.simulator.outcomes import BOOKED
+from tests.simulator.toys import toy_setup, toy_table
+from tests.simulator.watch import difference
 from tests.test_layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +88,30 @@ def test_the_python_example_runs(
     for block in blocks("python"):
         exec(block, {})
     assert "" != capsys.readouterr().out
+
+
+def test_the_scheduler_of_the_page_runs_and_keeps_to_the_rules(
+    beside_experiments: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = next(block for block in blocks("python") if "OnePrompt" in block)
+    assert block.count("\n") <= 40
+    (beside_experiments / "one_prompt.py").write_text(block)
+    monkeypatch.syspath_prepend(beside_experiments)
+    command = re.search(r"headway\s+(simulate [^`]*OnePrompt[^`]*)`", README)
+    assert command is not None
+    ttft = []
+    for chunk in (512, 64):
+        arguments = shlex.split(command[1].replace("512", str(chunk)))
+        assert 0 == run([*arguments, "--set", "workload.max_requests=100", "--json"])
+        ttft.append(json.loads(capsys.readouterr().out)["mean_ttft_ms"])
+    assert ttft[0] < ttft[1]
+    scheduler = importlib.import_module("one_prompt").OnePrompt(chunk=40)
+    setup = toy_setup(toy_table(3, 60, rate=80), num_pages=60, scheduler=scheduler)
+    result = engine.run(setup)
+    assert result.preemptions.any()
+    assert result.completed.all()
+    stepped = engine.run(replace(setup, coalesce=False))
+    assert "" == difference(result, stepped, but=BOOKED)
 
 
 def test_two_commands_do_everything_and_ci_runs_them() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.allocators.paged import PagedAllocator
 from simulator.allocators.prefix import PrefixCachingAllocator, PrefixIndex
@@ -22,6 +23,8 @@ from simulator.allocators.reserved import (
 from simulator.batch import PageLayout
 from simulator.errors import ConfigError
 from simulator.request import Ints, RequestTable, Sequence
+
+Mask = NDArray[np.bool_]  # [num_requests]
 
 
 class KVAllocator(Protocol):
@@ -81,8 +84,8 @@ class AllocatorPolicy(Protocol):
         """Tokens that each request's piece is meant for."""
         ...
 
-    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
-        """Which reservations an empty pool has a place for."""
+    def fits(self, pool: Pool) -> Mask | None:
+        """Which requests an empty pool has a place for; None = whoever the model's pages fit."""
         ...
 
 
@@ -98,13 +101,33 @@ class _Growing:
     def asked_tokens(self, pool: Pool) -> Ints | None:
         return None
 
-    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
-        return np.ones(len(pages), dtype=np.bool_)
+    def fits(self, pool: Pool) -> Mask | None:
+        return None
+
+
+WINDOWS = ("freed", "kept")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paged(_Growing):
     """Pages on demand, nothing shared."""
+
+    windows: str = "freed"  # pages that leave an attention window; kept = vLLM's without hybrid KV
+
+    def __post_init__(self) -> None:
+        if self.windows not in WINDOWS:
+            raise ConfigError(f"allocator.windows: expected freed or kept (got {self.windows!r})")
+
+    def layout(self, layout: PageLayout) -> PageLayout:
+        return layout if self.windows == "freed" else PageLayout(layout.block_tokens, layout.most)
+
+    def fits(self, pool: Pool) -> Mask | None:
+        """With every page kept a sequence may outgrow the pool that its windows would fit."""
+        if self.windows == "freed":
+            return None
+        tokens = pool.table.prompt_tokens + pool.table.output_tokens - 1
+        fits: Mask = -(-tokens // pool.layout.block_tokens) * pool.layout.most <= pool.num_pages
+        return fits
 
     def build(self, pool: Pool) -> KVAllocator:
         return PagedAllocator(pool.num_pages)
@@ -169,8 +192,9 @@ class Reserved(_Reserving):
     def build(self, pool: Pool) -> KVAllocator:
         return self._allocator(pool, FITS[self.fit](pool.num_pages), self.reserved_pages(pool))
 
-    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
-        return pages <= pool.num_pages
+    def fits(self, pool: Pool) -> Mask:
+        fits: Mask = self.reserved_pages(pool) <= pool.num_pages
+        return fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,5 +210,6 @@ class Buddy(_Reserving):
         exact = super().reserved_pages(pool).tolist()
         return np.array([1 << buddy_order(pages) for pages in exact], dtype=np.int64)
 
-    def fits(self, pool: Pool, pages: Ints) -> np.typing.NDArray[np.bool_]:
-        return pages <= 1 << (pool.num_pages.bit_length() - 1)
+    def fits(self, pool: Pool) -> Mask:
+        fits: Mask = self.reserved_pages(pool) <= 1 << (pool.num_pages.bit_length() - 1)
+        return fits

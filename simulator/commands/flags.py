@@ -115,6 +115,7 @@ ENGINE = _panel(
 POLICIES = _panel(
     "Engine",
     Flag(name="--scheduler", key="scheduler", help="Kind of scheduler (vllm_v1, …)."),
+    Flag(name="--allocator", key="allocator", help="Kind of KV allocator (paged, buddy, …)."),
     Flag(name="--router", key="router", help="Kind of router (round_robin, …)."),
 )
 SPECULATION = _panel(

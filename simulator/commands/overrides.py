@@ -10,6 +10,7 @@ from simulator.config.document import Document, parse_yaml, read_document
 from simulator.errors import ConfigError
 
 SYNTHETIC_KEYS = ("num_prompts", "request_rate", "input_len", "output_len")
+POLICY_KEYS = ("scheduler", "allocator", "router")  # --set may add keys of the kind
 SLO_NAMES = ("ttft", "tpot", "e2e", "attainment")
 Values = Mapping[str, Any]  # what the user typed, by parameter; None or () = not given
 
@@ -37,12 +38,7 @@ def document_of(experiment: str | None, flags: Sequence[Flag], values: Values) -
 def _spelled_out(document: Document) -> Document:
     """Sections written as plain text in their long form, so that flags can set keys in them."""
     data = dict(document.data)
-    for name, key in (
-        ("workload", "file"),
-        ("scheduler", "kind"),
-        ("allocator", "kind"),
-        ("router", "kind"),
-    ):
+    for name, key in (("workload", "file"), *((policy, "kind") for policy in POLICY_KEYS)):
         if isinstance(data.get(name), str):
             data[name] = {key: data[name]}
     drafting = data.get("speculation")
@@ -57,6 +53,8 @@ def _spelled_out(document: Document) -> Document:
 def _value_of(flag: Flag, value: object) -> object:
     if flag.key == "workload":
         return {"file": value}
+    if flag.key in POLICY_KEYS:
+        return {"kind": value}
     if flag.kind is bool:
         return flag.sets
     return listed(flag, str(value)) if flag in TRIED else typed(flag.kind, str(value))

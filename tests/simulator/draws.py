@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "waiting_weight": (4.0, 1.0),
     "max_imbalance": (32, 4),
     "reserve": ("max", "pow2", "oracle"),
+    "windows": ("freed", "freed", "kept"),
     "fit": ("first", "best", "anywhere"),
     "max_batch_size": (0, 3, 8),
     "watermark": (0.01, 0.2),
@@ -81,9 +82,10 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     rng = np.random.default_rng([number, crc32(f"{scheduler}/{router}/{allocator}".encode())])
     shares = allocator == "prefix_caching"
     policy = draw_policy(rng, SCHEDULERS[scheduler])
-    memory = draw_policy(rng, ALLOCATORS[allocator])
+    own = np.random.default_rng([number, 7])  # so that a new allocator shifts no other draw
+    memory = draw_policy(own, ALLOCATORS[allocator])
     while clash(policy, memory):
-        memory = draw_policy(rng, ALLOCATORS[allocator])
+        memory = draw_policy(own, ALLOCATORS[allocator])
     table = draw_table(rng, shares or rng.random() < 0.2, getattr(policy, "by_priority", False))
     if hasattr(policy, "takes") and not table.is_open_loop:
         table = replace(table, parent=None, delay_ns=None, max_concurrency=0)

@@ -41,7 +41,9 @@ def test_every_system_has_claims_measures_a_text_and_a_picture(name: str) -> Non
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_claims_with_one_seed_and_one_value_hold_exactly(name: str) -> None:
     system = load_system(name)
-    exact = tuple(c for c in system.claims if c.seeds == 1 and c.low == c.high)
+    # A direction beside an exact value says that we know it is missed.
+    one = (c for c in system.claims if c.seeds == 1 and c.low == c.high)
+    exact = tuple(c for c in one if not c.direction)
     case = Case(system.experiment, 0, quick=True)
     measures = system.module().MEASURES
     assert {c.id: c.low for c in exact} == {c.id: measures[c.measure](case) for c in exact}
