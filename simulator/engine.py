@@ -15,6 +15,7 @@ from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
 from simulator.costs.efficiency import host_profile
+from simulator.drafting import SpeculationKind, speculation_kind
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
@@ -24,6 +25,7 @@ from simulator.placement import check_cluster, replicas_that_fit
 from simulator.rank import Rank
 from simulator.recorder import (
     SEGMENT_COLUMNS,
+    SPECULATION_COLUMNS,
     LaneLog,
     LaneResult,
     Recorder,
@@ -35,6 +37,7 @@ from simulator.request import Ints, RequestTable
 from simulator.routers import Router
 from simulator.schedulers import Scheduler
 from simulator.spec import NodeGroup
+from simulator.speculating import SpeculatingLane
 from simulator.units import to_ns
 
 PROGRESS_INTERVAL_NS = 5_000_000_000  # simulated time between two progress calls
@@ -53,6 +56,7 @@ class ReplicaKind:
     num_pages: int
     layout: PageLayout
     max_kv_tokens: int  # of one sequence alone
+    speculation: SpeculationKind | None = None  # None = one token a decode an iteration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +89,7 @@ def prepare(experiment: Experiment) -> Setup:
     """Price and size the replicas of an experiment."""
     settings = experiment.settings
     is_finite = experiment.horizon_s * 1e9 < FOREVER
-    return Setup(
+    setup = Setup(
         kinds=tuple(_kind(experiment, group, num) for group, num in place(experiment)),
         table=experiment.workload,
         scheduler=experiment.scheduler,
@@ -98,6 +102,24 @@ def prepare(experiment: Experiment) -> Setup:
         horizon_ns=to_ns(experiment.horizon_s) if is_finite else FOREVER,
         coalesce=experiment.coalesce,
     )
+    if experiment.speculation is not None:
+        _refuse_with_speculation(setup, experiment.speculation.drafter.kind)
+    return setup
+
+
+def _refuse_with_speculation(setup: Setup, drafter: str) -> None:
+    """Drafts need pages that no reservation holds, and answers that end one by one."""
+    policy, scheduler = policy_of(setup), setup.scheduler
+    if policy.reserved_pages(_pool(setup, setup.kinds[0])) is not None:
+        raise ConfigError(
+            f"speculation with the {drafter} drafter needs pages on demand: allocator "
+            f"{type(policy).__name__} gives each request a reservation of its own tokens"
+        )
+    if lane_kind(scheduler) is not Lane:
+        raise ConfigError(
+            f"speculation with the {drafter} drafter needs answers that end one by one: "
+            f"scheduler {type(scheduler).__name__} pads them to the longest"
+        )
 
 
 def _lead_ns(experiment: Experiment) -> Ints | None:
@@ -126,17 +148,22 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
     from simulator.memory import kv_capacity
 
     model, plan, settings = experiment.model, experiment.plan, experiment.settings
-    capacity = kv_capacity(model, plan, group.gpu, settings)
+    speculation, draft = None, None
+    cost = compile_cost(model, plan, group, settings)
+    if experiment.speculation is not None:
+        cost, draft, speculation = speculation_kind(experiment, group)
+    capacity = kv_capacity(model, plan, group.gpu, settings, draft=draft)
     return ReplicaKind(
         num_replicas=num_replicas,
         num_ranks=plan.attention_dp,
         num_lanes=plan.pp,
-        cost=compile_cost(model, plan, group, settings),
+        cost=cost,
         num_pages=capacity.num_blocks,
         layout=PageLayout(
             settings.block_tokens, capacity.blocks_full_weight, capacity.window_weights
         ),
         max_kv_tokens=capacity.tokens,
+        speculation=speculation,
     )
 
 
@@ -207,7 +234,7 @@ def build(
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                lane_kind(setup.scheduler)(key, rank, kind.cost, LaneLog(ends))
+                _lane(key, rank, setup, kind, LaneLog(ends))
                 for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
@@ -225,6 +252,12 @@ def build(
             )
         )
     return replicas
+
+
+def _lane(key: int, rank: Rank, setup: Setup, kind: ReplicaKind, log: LaneLog) -> Lane:
+    if kind.speculation is None:
+        return lane_kind(setup.scheduler)(key, rank, kind.cost, log)
+    return SpeculatingLane(key, rank, kind.cost, log, kind.speculation)
 
 
 def policy_of(setup: Setup) -> AllocatorPolicy:
@@ -327,6 +360,8 @@ def _reservations(setup: Setup) -> tuple[Ints | None, Ints | None]:
 def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:
     log = lane.log
     columns = as_ints(log.segments).reshape(-1, len(SEGMENT_COLUMNS)).T
+    drafted = as_ints(log.speculation).reshape(-1, len(SPECULATION_COLUMNS)).T
+    speculates = isinstance(lane, SpeculatingLane)
     return LaneResult(
         replica=replica,
         rank=lane.rank.index,
@@ -334,4 +369,6 @@ def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:
         end_ns=as_ints(log.end_ns),
         segment_start_ns=as_ints(log.start_ns),
         segments=dict(zip(SEGMENT_COLUMNS, columns, strict=True)),
+        speculation=dict(zip(SPECULATION_COLUMNS, drafted, strict=True)) if speculates else None,
+        accepted_at=np.array(lane.accepted_at) if isinstance(lane, SpeculatingLane) else None,
     )

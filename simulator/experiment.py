@@ -9,6 +9,7 @@ from simulator.request import RequestTable
 from simulator.routers import RoundRobin, Router
 from simulator.schedulers import Scheduler, VllmV1
 from simulator.spec import ClusterSpec, EngineSettings, ModelSpec, ParallelPlan, Slo
+from simulator.speculation import Speculation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Experiment:
     workload: RequestTable
     scheduler: Scheduler = field(default_factory=VllmV1)
     router: Router = field(default_factory=RoundRobin)
+    speculation: Speculation | None = None
     allocator: AllocatorPolicy | None = None  # None = paged, with a prefix cache if that can help
     slo: Slo = field(default_factory=Slo)
     name: str = "experiment"

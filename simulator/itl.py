@@ -29,10 +29,16 @@ class TokenLog:
     request: Ints  # [num_spans], sorted by request, then time
     first: Ints  # [num_spans] indices into end_ns
     last: Ints
+    emitted: Ints | None = None  # [num_iterations] tokens, of a run that speculates
     paused: NDArray[np.bool_] | None = None  # spans after which the decodes waited; None = none
 
     def tokens_per_iteration(self) -> Ints:
-        """Output tokens of completed requests at each iteration's end."""
+        """Output tokens of completed requests at each iteration's end.
+
+        With speculation, of all requests: an iteration gives a sequence one token or several.
+        """
+        if self.emitted is not None:
+            return self.emitted
         return self._covering(self.first)
 
     def resumptions(self) -> tuple[Ints, Ints]:
@@ -76,11 +82,18 @@ def token_log(result: Result) -> TokenLog:
     last = np.asarray(result.spans["span_last"], dtype=np.int64)[served] + shift
     request = request[served]
     order = np.lexsort((end_ns[last], end_ns[first], request))
-    paused = None
+    emitted = paused = None
+    if any(lane.speculation is not None for lane in result.lanes):
+        emitted = np.concatenate([lane.segments["sampled"] for lane in result.lanes])
     if result.pauses is not None and len(result.pauses):
         paused = np.isin(served, result.pauses)[order]
     return TokenLog(
-        end_ns=end_ns, request=request[order], first=first[order], last=last[order], paused=paused
+        end_ns=end_ns,
+        request=request[order],
+        first=first[order],
+        last=last[order],
+        emitted=emitted,
+        paused=paused,
     )
 
 

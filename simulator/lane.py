@@ -34,6 +34,7 @@ class Lane:
         "chunks",
         "claim",
         "decodes",
+        "drafts",
         "granted",
         "in_flight",
         "key",
@@ -65,6 +66,7 @@ class Lane:
         self.chunk_pairs = 0  # query-key pairs, full causal
         self.granted = False  # the decodes have their pages for the coming iteration
         self.taken = 0  # pages given to the decodes of the coming iteration
+        self.drafts = 0  # tokens the coming iteration verifies beside its decodes
         self.log = log
         self.claim = 0  # further iterations that stay as planned
         self.behind = 0  # of those, ended but not yet booked
@@ -84,6 +86,10 @@ class Lane:
 
     @property
     def num_decode(self) -> int:
+        return self.decodes.num_seqs
+
+    @property
+    def decode_tokens(self) -> int:
         return self.decodes.num_seqs
 
     @property
@@ -196,18 +202,24 @@ class Lane:
             pages = seq.blocks
             self._cancel_chunk(seq)
         else:
-            seq.generated_tokens += self.decodes.iteration - seq.decode_since
-            context = self.decodes.context(seq)
-            pages = self.decodes.remove(seq)
-            if self.granted:  # it has been given its page for the coming token already
-                given = self.rank.layout.pages(context) - pages
-                self.taken -= given
-                pages += given
+            pages = self._withdraw(seq)
         self.allocator.release(seq, pages)
         self.rank.recorder.preempted(seq, self.key, len(self.log.end_ns) - 1)
         seq.prefill_tokens = seq.prompt_tokens + seq.generated_tokens
         seq.computed_tokens = seq.blocks = 0
         self.waiting.appendleft(seq)
+
+    def _withdraw(self, seq: Sequence) -> int:
+        """Take a decoding sequence out; returns the pages it holds."""
+        decodes = self.decodes
+        seq.generated_tokens += decodes.iteration - seq.decode_since
+        context = decodes.context(seq)
+        pages = decodes.remove(seq)
+        if self.granted:  # it has been given its page for the coming token already
+            given = self.rank.layout.pages(context) - pages
+            self.taken -= given
+            pages += given
+        return pages
 
     def _cancel_chunk(self, seq: Sequence) -> None:
         for chunk in self.chunks:
@@ -339,7 +351,7 @@ class Lane:
         if self.granted:
             self.granted = False
             self._advance(num_iterations, end_ns)
-        elif self.decodes.num_seqs:
+        elif self.num_decode:
             self._pause()
         if self.chunks:
             for seq, num_tokens in self.chunks:
@@ -400,7 +412,10 @@ class Lane:
         if seq.generated_tokens == seq.output_tokens:
             self._finish(seq, seq.blocks, end_ns)
         else:
-            self.decodes.add(seq)
+            self._start_decoding(seq)
+
+    def _start_decoding(self, seq: Sequence) -> None:
+        self.decodes.add(seq)
 
     def _finish(self, seq: Sequence, pages: int, end_ns: int) -> None:
         rank = self.rank

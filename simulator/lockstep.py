@@ -99,6 +99,9 @@ class Lockstep:
             if lane.chunks:
                 tokens += lane.chunk_tokens
                 num, sampled = num + len(lane.chunks), lane.sampled
+            if lane.drafts:
+                tokens += lane.drafts
+                sampled += lane.drafts
             total += tokens
             if tokens > most:
                 most = tokens

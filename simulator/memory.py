@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from simulator import params
+from simulator.draft import DraftSpec, split_draft
 from simulator.errors import InfeasiblePlan
 from simulator.graphs import graph_sizes
 from simulator.placement import check_model, stage_layers
@@ -58,8 +59,12 @@ def kv_capacity(
     plan: ParallelPlan,
     gpu: GpuSpec,
     settings: EngineSettings,
+    *,
+    draft: DraftSpec | None = None,
 ) -> KvCapacity:
     """KV pages of one replica of the plan.
+
+    A drafter's weights lie beside the target's, and its KV in the same blocks.
 
     Raises:
         InfeasiblePlan: the plan cannot split the model, or memory does not suffice for the
@@ -67,7 +72,7 @@ def kv_capacity(
     """
     check_model(model, plan)
     groups = _groups(model)
-    stages = [_stage(model, plan, gpu, settings, groups, index) for index in range(plan.pp)]
+    stages = [_stage(model, plan, gpu, settings, groups, index, draft) for index in range(plan.pp)]
     tightest = min(stages, key=lambda stage: stage.num_blocks)
     if settings.max_model_len > tightest.tokens:
         raise InfeasiblePlan(
@@ -141,6 +146,7 @@ def _stage(
     settings: EngineSettings,
     groups: dict[int, int],
     stage: int,
+    draft: DraftSpec | None,
 ) -> KvCapacity:
     """Capacity were every stage like this one."""
     first, last = stage_layers(model.num_layers, plan.pp)[stage]
@@ -152,6 +158,9 @@ def _stage(
         "buffers": WORKSPACE_BYTES + (COMMUNICATION_BYTES if plan.gpus_per_replica > 1 else 0.0),
     }
     block_bytes = _block_bytes(model, plan, settings, groups, first, last)
+    if draft is not None:
+        terms["draft weights"] = draft_weight_bytes(draft, plan)
+        block_bytes += settings.block_tokens * draft_kv_bytes(draft, plan)
     kv_bytes = _left_over(terms, block_bytes, gpu, settings)
     num_blocks = settings.num_blocks or int(kv_bytes // block_bytes)
     windows = tuple((window, num) for window, num in groups.items() if window)
@@ -160,7 +169,7 @@ def _stage(
         num_blocks=num_blocks,
         block_bytes=block_bytes,
         tokens=_longest(model, settings, num_blocks, full, windows),
-        weight_bytes=terms["weights"],
+        weight_bytes=terms["weights"] + terms.get("draft weights", 0.0),
         activation_bytes=terms["activations"],
         graph_bytes=terms["CUDA graphs"],
         other_bytes=terms["buffers"],
@@ -168,6 +177,36 @@ def _stage(
         blocks_full_weight=full,
         window_weights=windows,
     )
+
+
+def draft_weight_bytes(draft: DraftSpec, plan: ParallelPlan) -> float:
+    """Weights a drafter adds on one GPU; what it shares with the target is there already."""
+    if draft.model is None:
+        return 0.0
+    split, model = split_draft(draft, plan), draft.model
+    extra = ACTIVATION_BYTES * sum(a * b for a, b in draft.extra_gemms) / split.tp
+    if not draft.owns_layers:
+        return extra
+    total = stage_weight_bytes(model, split, 0) + extra
+    if not draft.owns_vocabulary:
+        total -= sum(op.weight_bytes for op in embedding_work(model, split, split.tp))
+        if not model.tied_embeddings:
+            total -= sum(op.weight_bytes for op in logits_work(model, split, split.tp))
+    return total
+
+
+def draft_kv_bytes(draft: DraftSpec, plan: ParallelPlan) -> float:
+    """KV bytes a token that a drafter adds on one GPU."""
+    model = draft.model
+    if model is None:
+        return 0.0
+    split = split_draft(draft, plan)
+    each = [
+        attention_work(model.layer_kinds[kind].attention, model.kv_format, split.tp)
+        for kind in model.layer_order
+    ]
+    own = sum(work.kv_bytes_per_token for work in each) if draft.owns_layers else 0.0
+    return own + draft.extra_attention * each[-1].kv_bytes_per_token
 
 
 def _left_over(

@@ -80,6 +80,7 @@ def summarise(
         **_split(run, percentiles),
         **_service_levels(run),
         **_batches(run),
+        **_speculation(run),
         **_occupancy(run),
         **_hardware(run),
     }
@@ -204,7 +205,8 @@ def _batches(run: Run) -> dict[str, object]:
     result, segments = run.result, run.segments
     num_iterations = int(segments.columns["iterations"].sum())
     num_seqs = segments.total("num_decode") + segments.total("num_prefill")
-    num_tokens = segments.total("num_decode") + segments.total("prefill_tokens")
+    names = ("num_decode", "draft_tokens", "prefill_tokens")
+    num_tokens = sum(segments.total(name) for name in names)
     admitted = result.scheduled_ns >= 0
     prompt_tokens = int(result.table.prompt_tokens[admitted].sum())
     cached_tokens = int(result.cached_tokens[admitted].sum())
@@ -215,6 +217,37 @@ def _batches(run: Run) -> dict[str, object]:
         "prefix_hit_rate": cached_tokens / prompt_tokens if prompt_tokens else None,
         "preemptions": int(result.preemptions.sum()),
         "preempted_requests": int((result.preemptions > 0).sum()),
+    }
+
+
+def _speculation(run: Run) -> dict[str, object]:
+    """Acceptance under the names (and in the per cent) of vllm bench serve, and where time went.
+
+    Nothing without speculation. A draft counts as accepted where a request ended inside it.
+    """
+    if run.experiment.speculation is None:
+        return {}
+    segments = run.segments
+    columns, num_decode = segments.columns, segments.columns["num_decode"]
+    drafts, tokens = segments.total("drafts"), segments.total("draft_tokens")
+    accepted = segments.total("accepted_tokens")
+    hist = sum((x.accepted_at for x in run.result.lanes if x.accepted_at is not None), start=0)
+    at_least = np.cumsum(np.atleast_1d(hist)[::-1])[::-1]
+    busy_ns, draft_ns = segments.busy_ns, columns["draft_ns"]
+    verify_ns = np.where(columns["draft_tokens"] > 0, busy_ns - draft_ns, 0)
+    asked = float((columns["asked"] * num_decode).sum())
+    return {
+        "spec_decode_acceptance_rate": _ratio(100.0 * accepted, tokens),
+        "spec_decode_acceptance_length": 1 + accepted / drafts if drafts else None,
+        "spec_decode_num_drafts": drafts,
+        "spec_decode_draft_tokens": tokens,
+        "spec_decode_accepted_tokens": accepted,
+        "spec_decode_per_position_acceptance_rates": [
+            count / drafts for count in at_least[1:].tolist() if drafts
+        ],
+        "mean_speculative_tokens": _ratio(asked, float(num_decode.sum())),
+        "draft_time_share": _ratio(float(draft_ns.sum()), float(busy_ns.sum())),
+        "verify_time_share": _ratio(float(verify_ns.sum()), float(busy_ns.sum())),
     }
 
 

@@ -31,6 +31,14 @@ SEGMENT_COLUMNS = (
     "waiting",  # requests waiting when it was planned
 )
 
+SPECULATION_COLUMNS = (
+    "drafts",  # sequences that had a draft verified
+    "asked",  # tokens each was to draft
+    "draft_tokens",  # tokens verified beside one a sequence
+    "accepted_tokens",  # of the drafts, also where a request ended before them
+    "draft_ns",  # time of the drafter, at the start of the iteration
+)
+
 
 def as_ints(column: array[int]) -> Ints:
     """The column as numpy sees it, without a copy: a million requests log gigabytes."""
@@ -40,12 +48,13 @@ def as_ints(column: array[int]) -> Ints:
 class LaneLog:
     """Iteration columns of one lane (one of pp batches in flight of one attention rank)."""
 
-    __slots__ = ("end_ns", "segments", "start_ns")
+    __slots__ = ("end_ns", "segments", "speculation", "start_ns")
 
     def __init__(self, end_ns: array[int]) -> None:
         self.end_ns = end_ns  # one entry an iteration; lanes that iterate together share it
         self.start_ns = array("q")  # one entry a segment
         self.segments = array("q")  # len(SEGMENT_COLUMNS) entries a segment
+        self.speculation = array("q")  # len(SPECULATION_COLUMNS) a segment of a lane that drafts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +67,10 @@ class LaneResult:
     end_ns: Ints  # [num_iterations]
     segment_start_ns: Ints  # [num_segments] when the segment's first iteration was dispatched
     segments: dict[str, Ints]  # [num_segments] for each of SEGMENT_COLUMNS
+    # Of a lane that speculates: [num_segments] for each of SPECULATION_COLUMNS, and the number of
+    # drafts of which 0, 1, ... tokens were accepted.
+    speculation: dict[str, Ints] | None = None
+    accepted_at: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.recorder import SEGMENT_COLUMNS, LaneResult, Result
+from simulator.recorder import SEGMENT_COLUMNS, SPECULATION_COLUMNS, LaneResult, Result
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 class SegmentTable:
     """Runs of identical iterations, lane after lane; every column is [num_segments]."""
 
-    columns: dict[str, Ints]  # SEGMENT_COLUMNS
+    columns: dict[str, Ints]  # SEGMENT_COLUMNS, and those of speculation (zeros without)
     replica: Ints
     rank: Ints  # attention rank over all replicas, index into Result.num_blocks
     start_ns: Ints  # dispatch of the first iteration
@@ -39,13 +39,22 @@ def segment_table(result: Result) -> SegmentTable:
     counts = [len(lane.segment_start_ns) for lane in lanes]
     ends = [segment_end_ns(lane) for lane in lanes]
     return SegmentTable(
-        columns={name: _join([x.segments[name] for x in lanes]) for name in SEGMENT_COLUMNS},
+        columns={
+            **{name: _join([x.segments[name] for x in lanes]) for name in SEGMENT_COLUMNS},
+            **{name: _join([_drafted(x, name) for x in lanes]) for name in SPECULATION_COLUMNS},
+        },
         replica=np.repeat(np.array([x.replica for x in lanes], dtype=np.int64), counts),
         rank=np.repeat(np.array([ranks[_rank(x)] for x in lanes], dtype=np.int64), counts),
         start_ns=_join([lane.segment_start_ns for lane in lanes]),
         end_ns=_join(ends),
         busy_ns=_join([_busy_ns(x, end) for x, end in zip(lanes, ends, strict=True)]),
     )
+
+
+def _drafted(lane: LaneResult, name: str) -> Ints:
+    if lane.speculation is None:
+        return np.zeros(len(lane.segment_start_ns), dtype=np.int64)
+    return lane.speculation[name]
 
 
 def segment_end_ns(lane: LaneResult) -> Ints:

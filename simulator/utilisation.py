@@ -71,8 +71,10 @@ def segment_work(experiment: Experiment, segments: SegmentTable) -> SegmentWork:
     width = model.embedding_size or model.hidden_size
     head = model.vocab_size * width  # a tied head computes, and reads, its matrix all the same
     columns = segments.columns
-    head_flops = 2.0 * head * columns["sampled"] * columns["iterations"]
-    head_bytes = params.PLAIN_BYTES * head * np.minimum(columns["sampled"], 1)
+    # Rows of the LM head: a verified draft has one whether or not it is accepted.
+    rows = np.maximum(columns["sampled"], columns["num_decode"] + columns["draft_tokens"])
+    head_flops = 2.0 * head * rows * columns["iterations"]
+    head_bytes = params.PLAIN_BYTES * head * np.minimum(rows, 1)
     weight_bytes = _weight_bytes(model, kinds, segments, experiment.plan.attention_dp)
     memory_bytes = (weight_bytes + head_bytes) * columns["iterations"] + kv_bytes
     compute_s = (
@@ -105,7 +107,8 @@ def _peaks(experiment: Experiment, segments: SegmentTable, weight_format: str) -
 def _tokens(segments: SegmentTable) -> Floats:
     """Tokens of one iteration of each segment."""
     columns = segments.columns
-    return (columns["num_decode"] + columns["prefill_tokens"]).astype(np.float64)
+    tokens = columns["num_decode"] + columns["draft_tokens"] + columns["prefill_tokens"]
+    return tokens.astype(np.float64)
 
 
 def _linear_flops(model: ModelSpec, kinds: Kinds, segments: SegmentTable) -> tuple[Floats, Floats]:

@@ -25,19 +25,22 @@ LAYERS: tuple[set[str], ...] = (
     # 2: arithmetic on them, and the books of a run
     {
         "batch",
+        "draft",
         "graphs",
         "memory",
         "params",
         "placement",
+        "ragged",
         "recorder",
         "sharding",
         "work",
     },
     # 3: policies and inputs
-    {"allocators", "costs", "routers", "schedulers", "workloads"}
+    {"allocators", "costs", "routers", "schedulers", "speculation", "workloads"}
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
-    {"cluster", "experiment", "lane", "lanes", "lockstep", "rank", "replica"},
+    {"cluster", "drafting", "experiment", "lane", "lanes", "lockstep", "rank", "replica"}
+    | {"speculating"},
     # 5: one run
     {"engine"},
     # 6: around a run
@@ -49,7 +52,14 @@ LAYERS: tuple[set[str], ...] = (
     # 7: the command line
     {"cli", "commands", "__main__"},
 )
-POLICIES = {"allocators", "costs", "routers", "schedulers", "workloads"}  # not each other
+POLICIES = {
+    "allocators",
+    "costs",
+    "routers",
+    "schedulers",
+    "speculation",
+    "workloads",
+}  # not each other
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Third-party libraries, and where in `simulator` each may be imported.

@@ -139,6 +139,10 @@ class EngineLane:
     def cached(self, seq: Sequence) -> int:
         return 0
 
+    @property
+    def decode_tokens(self) -> int:
+        return len(self.decoding)
+
     def generated(self, seq: Sequence) -> int:
         return seq.generated_tokens
 

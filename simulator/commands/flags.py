@@ -118,6 +118,36 @@ POLICIES = _panel(
     Flag(name="--allocator", key="allocator", help="Kind of KV allocator (paged, buddy, …)."),
     Flag(name="--router", key="router", help="Kind of router (round_robin, …)."),
 )
+SPECULATION = _panel(
+    "Speculation",
+    Flag(
+        name="--speculation",
+        key="speculation.drafter.kind",
+        metavar="KIND",
+        help="Drafter: draft_model, ngram, lookahead, eagle, tree, kangaroo.",
+    ),
+    Flag(name="--draft-model", key="speculation.drafter.model", help="Model of draft_model."),
+    Flag(
+        name="--num-speculative-tokens",
+        key="speculation.num_speculative_tokens",
+        kind=int,
+        metavar="K",
+        help="Longest draft, or depth of a tree.",
+    ),
+    Flag(
+        name="--acceptance",
+        key="speculation.acceptance",
+        kind=float,
+        metavar="A",
+        help="Chance that a drafted token is accepted.",
+    ),
+    Flag(
+        name="--draft-length",
+        key="speculation.length.kind",
+        metavar="KIND",
+        help="How far to draft: fixed, smartspec, batch_table, none.",
+    ),
+)
 WORKLOAD = _panel(
     "Workload",
     Flag(name="--trace", key="workload", help="Trace file, or a bundled workload (chat-1k)."),
@@ -300,8 +330,8 @@ CALIBRATE = _panel(
     Flag(name="--compact", kind=bool, help="fit: fewer trees, a file small enough to ship."),
     JSON,
 )
-SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *WORKLOAD, *RUN, *COALESCE, *UNCERTAINTY)
-SIMULATE += (JSON, *SAVE)
+SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *SPECULATION, *WORKLOAD, *RUN, *COALESCE)
+SIMULATE += (*UNCERTAINTY, JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
 SEARCH += (*UNCERTAINTY, JSON)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)

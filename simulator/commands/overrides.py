@@ -56,6 +56,12 @@ def _spelled_out(document: Document) -> Document:
     for name, key in (("workload", "file"), *((policy, "kind") for policy in POLICY_KEYS)):
         if isinstance(data.get(name), str):
             data[name] = {key: data[name]}
+    drafting = data.get("speculation")
+    if isinstance(drafting, dict):
+        data["speculation"] = {
+            name: {"kind": value} if name != "acceptance" and isinstance(value, str) else value
+            for name, value in drafting.items()
+        }
     return Document(data=data, source=document.source, folder=document.folder)
 
 

@@ -12,12 +12,14 @@ from simulator.catalog import load_model, parse_cluster
 from simulator.config.document import Document, shown
 from simulator.config.policies import build_policy, checked_values
 from simulator.config.sections import (
+    LENGTH,
     ROUTER,
     SCHEDULER,
     EngineSection,
     ExperimentFile,
     MachineFile,
     SloSection,
+    SpeculationSection,
     validate,
 )
 from simulator.config.workload import workload_table
@@ -37,6 +39,7 @@ from simulator.spec import (
     ParallelPlan,
     Slo,
 )
+from simulator.speculation import ACCEPTANCES, DRAFTERS, LENGTHS, Geometric, Speculation
 
 
 def resolve_experiment(document: Document) -> Experiment:
@@ -63,6 +66,7 @@ def resolve_experiment(document: Document) -> Experiment:
         workload=workload_table(file.workload, file.seed, document),
         scheduler=scheduler,
         router=resolve_router(file, document),
+        speculation=resolve_speculation(file.speculation, model, document),
         allocator=resolve_allocator(file, document),
         slo=resolve_slo(file.slo),
         name=file.name,
@@ -109,6 +113,11 @@ OF_THE_EXPERIMENT = (
 def resolve_search(document: Document) -> SearchSpec:
     """The search a document describes; `plan` is what a search looks for, so it is not read."""
     file = checked_file(document)
+    if file.speculation is not None:
+        raise ConfigError(
+            f"{document.where('speculation')}: a search compares plans without speculation; "
+            "simulate a plan with it (headway simulate)"
+        )
     model, cluster = resolve_model(file, document), resolve_cluster(file, document)
     scheduler = resolve_scheduler(file, document)
     settings = resolve_settings(file.engine, model, cluster, scheduler, document)
@@ -152,6 +161,33 @@ def resolve_router(file: ExperimentFile, document: Document) -> Router:
     """The router; keys without a kind are those of round robin."""
     built: Router = build_policy("router", ROUTERS, file.router, document, ROUTER)
     return built
+
+
+def resolve_speculation(
+    section: SpeculationSection | None, model: ModelSpec, document: Document
+) -> Speculation | None:
+    """Drafter, acceptance and length policy; the drafter must suit the model."""
+    if section is None:
+        return None
+    here = "speculation"
+    data = section.drafter if section.drafter is not None else {}
+    if isinstance(data, dict) and isinstance(data.get("model"), str):
+        name = document.path(f"{here}.drafter.model", data["model"])
+        data = {**data, "model": name if Path(name).exists() else data["model"]}
+    drafter = build_policy(f"{here}.drafter", DRAFTERS, data, document)
+    acceptance = Geometric()
+    if section.acceptance is not None:
+        acceptance = build_policy(f"{here}.acceptance", ACCEPTANCES, section.acceptance, document)
+    length = build_policy(f"{here}.length", LENGTHS, section.length, document, LENGTH)
+    with document.at(here):
+        built = Speculation(
+            drafter=drafter,
+            num_speculative_tokens=section.num_speculative_tokens,
+            acceptance=acceptance,
+            length=length,
+        )
+        drafter.draft(model)
+        return built
 
 
 def resolve_allocator(file: ExperimentFile, document: Document) -> AllocatorPolicy | None:

@@ -9,12 +9,13 @@ from typing import Any
 from simulator.allocators import ALLOCATORS
 from simulator.config.policies import first_line, keys_section
 from simulator.config.resolve import OF_THE_EXPERIMENT
-from simulator.config.sections import ROUTER, SCHEDULER, ExperimentFile
+from simulator.config.sections import LENGTH, ROUTER, SCHEDULER, ExperimentFile
 from simulator.config.workload import TransformSection
 from simulator.costs.efficiency import HostProfile
 from simulator.routers import ROUTERS
 from simulator.schedulers import SCHEDULERS
 from simulator.search.spec import SearchSpec
+from simulator.speculation import ACCEPTANCES, DRAFTERS, LENGTHS
 from simulator.workloads import WORKLOADS
 
 OUTSIDE_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
@@ -32,6 +33,12 @@ def json_schema() -> dict[str, Any]:
     ):
         kinds = _kinds(registry, {}, definitions)
         keys[name] |= {"anyOf": [*kinds, _kind(registry[default], {}, definitions)]}
+    drafting = definitions["SpeculationSection"]["properties"]
+    drafting["drafter"] |= {"anyOf": _kinds(DRAFTERS, {}, definitions)}
+    rate = {"type": "number", "minimum": 0, "maximum": 1}
+    drafting["acceptance"] |= {"anyOf": [rate, *_kinds(ACCEPTANCES, {}, definitions)]}
+    lengths = [*_kinds(LENGTHS, {}, definitions), _kind(LENGTHS[LENGTH], {}, definitions)]
+    drafting["length"] |= {"anyOf": lengths}
     keys["allocator"] |= {"anyOf": [*_kinds(ALLOCATORS, {}, definitions), {"type": "null"}]}
     detected = {
         "title": "a trace whose format is detected",

@@ -22,7 +22,7 @@ def _policy(value: object) -> object:
 
 
 Policy = Annotated[Any, BeforeValidator(_policy)]
-SCHEDULER, ROUTER = "vllm_v1", "round_robin"  # kinds where none is stated
+SCHEDULER, ROUTER, LENGTH = "vllm_v1", "round_robin", "fixed"  # kinds where none is stated
 Tokens = Annotated[int, Field(ge=1, le=2**20)]
 
 
@@ -100,6 +100,30 @@ class EngineSection(Section):
     )
 
 
+def _acceptance(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"kind": "geometric", "rate": float(value)}
+    return _policy(value)
+
+
+class SpeculationSection(Section):
+    """Speculative decoding: tokens are drafted, then verified in one iteration of the target."""
+
+    drafter: Policy = Field(
+        default=None, validate_default=False, description="who drafts: a kind, or a mapping"
+    )
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=4, description="longest draft, or depth of a tree", examples=[4]
+    )
+    acceptance: Annotated[Any, BeforeValidator(_acceptance)] = Field(
+        default=None,
+        validate_default=False,
+        description="chance that a drafted token is accepted, or a mapping with `kind`",
+        examples=[0.7],
+    )
+    length: Policy = Field(default=LENGTH, description="how far to draft before an iteration")
+
+
 class SloSection(Section):
     """Latency targets; a request is good when it meets every one that is set."""
 
@@ -143,6 +167,9 @@ class ExperimentFile(Section):
     )
     router: Policy = Field(default=ROUTER, description="which replica serves a request")
     workload: Policy = Field(description="a bundled workload, or a mapping with `kind`")
+    speculation: SpeculationSection | None = Field(
+        default=None, description="speculative decoding; none where left out"
+    )
     slo: SloSection = Field(default=SloSection(), description="latency targets")
     horizon: Seconds | None = Field(
         default=None, description="simulated time after which the run is cut", examples=["600 s"]
@@ -195,7 +222,7 @@ def _dotted(key: str, parents: list[str]) -> str:
 
 def _keys_at(section: type[BaseModel], parents: list[str]) -> list[str]:
     for name in parents:
-        for candidate in (PlanSection, EngineSection, SloSection):
+        for candidate in (PlanSection, EngineSection, SloSection, SpeculationSection):
             if name == candidate.__name__.removesuffix("Section").lower():
                 section = candidate
     return list(section.model_fields)

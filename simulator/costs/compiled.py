@@ -7,7 +7,7 @@ grouping iterations cannot change a result: the engine shifts each price to whol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 TICK_BITS = 20
 # Sizes of iterations for which kernels are compiled when they are first met: eight, as many as
@@ -34,11 +34,12 @@ class AttentionCost:
     window: int  # 0 = full
     decode_base: list[int]  # [num_decode], ticks; [0] = 0
     decode_per_token: list[int]  # [num_decode], ticks
-    decode_spread: list[int]  # [num_decode], ticks; [] = unequal contexts cost their mean
     prefill_base: int
     prefill_per_token: int
     prefill_per_pair: int
     prefill_per_context_token: int
+    # [num_decode], ticks; [] = unequal contexts cost their mean
+    decode_spread: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

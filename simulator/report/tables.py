@@ -36,6 +36,8 @@ def print_summary(console: Console, experiment: Experiment, summary: Summary) ->
     line(f"costs: {summary.get('cost_tables') or 'not stated'}", "dim")
     line(_headline(experiment, summary), "bold")
     line(_volume(experiment, summary))
+    if experiment.speculation is not None:
+        line(_speculation_line(experiment, summary))
     console.print(_latency_table(experiment, summary), width=WIDTH)
     left = [_group("Throughput", _throughput(summary)), _group("Time", _time_split(summary))]
     right = [_group("Utilisation", _utilisation(summary)), _group("Cost", _cost(summary))]
@@ -151,6 +153,19 @@ def _cost(summary: Summary) -> list[Row]:
         ("J / output token (estimate)", _number(summary, "energy_j_per_output_token", ".3g")),
         ("preemptions", _number(summary, "preemptions", ",.0f")),
     ]
+
+
+def _speculation_line(experiment: Experiment, summary: Summary) -> str:
+    policy = experiment.speculation
+    assert policy is not None
+    name = f"speculation: {policy.drafter.kind}, {policy.length.kind} length up to "
+    return (
+        f"{name}{policy.num_speculative_tokens}, mean "
+        f"{_number(summary, 'mean_speculative_tokens', '.2g')}; "
+        f"{_number(summary, 'spec_decode_acceptance_length', '.3g')} tokens a draft; "
+        f"drafting {_percent(summary, 'draft_time_share')} of the time, "
+        f"verifying {_percent(summary, 'verify_time_share')}"
+    )
 
 
 def _slo_line(experiment: Experiment, summary: Summary) -> str:

@@ -46,7 +46,7 @@ class Orca:
         most = min(self.max_batch_size or lane.max_num_seqs, lane.max_num_seqs)
         preempted = decode_all(lane)
         if lane.waiting and not preempted and lane.may_admit:
-            admit_whole(lane, lane.max_num_tokens - lane.num_decode, most)
+            admit_whole(lane, lane.max_num_tokens - lane.decode_tokens, most)
         if not lane.has_work:
             return 0
         return 1 if lane.prefilling or preempted else UNTIL_CHANGE

@@ -62,7 +62,7 @@ class Sarathi:
             return 1
         preempted = decode_all(lane)
         if self.hybrid:
-            budget = self._budget(lane) - lane.num_decode
+            budget = self._budget(lane) - lane.decode_tokens
             if lane.prefilling:
                 budget = continue_prompts(lane, budget)
             if not preempted:

@@ -43,6 +43,11 @@ class LaneView(Protocol):
         ...
 
     @property
+    def decode_tokens(self) -> int:
+        """Tokens they take of the budget in the coming iteration, drafts to verify included."""
+        ...
+
+    @property
     def num_running(self) -> int:
         """Admitted sequences of the rank, over its lanes."""
         ...

@@ -57,7 +57,7 @@ class VllmV1:
             if not self._preempt(lane):
                 lane.stall()
                 break
-        budget = lane.max_num_tokens - lane.num_decode
+        budget = lane.max_num_tokens - lane.decode_tokens
         if lane.prefilling:
             budget = self._continue_prompts(lane, budget)
         preempted = lane.num_running < before
