@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Ranks
 from dataclasses import dataclass
 from typing import Protocol
-from zlib import crc32
 
 from simulator.request import Sequence
+
+MASK = (1 << 64) - 1
 
 
 class RankView(Protocol):
@@ -58,8 +59,11 @@ class Random:
     seed: int = 0
 
     def choose(self, number: int, seq: Sequence, ranks: Ranks[RankView]) -> int:
-        # A hash of the request's number: no state, so that runs repeat.
-        return crc32(f"{self.seed}/{number}".encode()) % len(ranks)
+        # A hash of the request's number (splitmix64): no state, so that runs repeat.
+        x = ((self.seed << 32) + number + 1) * 0x9E3779B97F4A7C15 & MASK
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
+        return (x ^ x >> 31) % len(ranks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,10 @@ from dataclasses import replace
 from simulator.errors import ConfigError, InfeasiblePlan, OutsideCalibration
 from simulator.memory import kv_capacity
 from simulator.validation.rows import Row
-from simulator.validation.scenario import Choices, Scenario, scenario_of, with_seed
+from simulator.validation.scenario import Choices, Scenario, scenario_of
 from simulator.validation.score import Outcome, Validation, mean_of, predicted_of
 
-REPEATS = 3  # of a run whose requests are drawn, where they are few
+REPEATS = 5  # of a run whose requests are drawn, where they are few
 FEW_REQUESTS = 1000
 
 Progress = Callable[[int, int, str], None]
@@ -78,7 +78,7 @@ def outcome_of(row: Row, choices: Choices) -> Outcome:
     predictions = [prediction_of(scenario)]
     if not row.text("workload_file") and len(scenario.experiment.workload) < FEW_REQUESTS:
         for extra in range(1, REPEATS):
-            again = with_seed(scenario, choices.seed + extra, choices.folder)
+            again = scenario_of(row, replace(choices, seed=choices.seed + extra))
             predictions.append(prediction_of(again))
     return Outcome(
         run_id=row.run_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def scenario_of(row: Row, choices: Choices) -> Scenario:
             settings=settings,
             workload=table,
             scheduler=_scheduler(row, profile),
-            router=_router(row, plan),
+            router=_router(row, plan, choices.seed),
             name=row.run_id,
             seed=choices.seed,
         ),
@@ -229,15 +229,8 @@ def _scheduler(row: Row, profile: EngineProfile) -> VllmV1:
     )
 
 
-def _router(row: Row, plan: ParallelPlan) -> Router:
+def _router(row: Row, plan: ParallelPlan, seed: int) -> Router:
     """A Kubernetes service picks a replica at random for each connection."""
     if plan.dp > 1 and row.text("deployment") != "colocated":
-        return Random()
+        return Random(seed=seed)
     return RoundRobin()
-
-
-def with_seed(scenario: Scenario, seed: int, folder: Path) -> Scenario:
-    """The same run, its random draws repeated with another seed."""
-    table = load_of(scenario.row, folder, seed)
-    experiment = replace(scenario.experiment, workload=table, seed=seed)
-    return replace(scenario, experiment=experiment)
