@@ -34,6 +34,7 @@ def default_settings(
     values = {
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "prefix_caching": engine.prefix_caching,
+        "block_tokens": engine.block_tokens,
         "async_scheduling": engine.async_scheduling,
         "reserve_graphs": engine.reserve_graphs,
         "largest_graph": engine.largest_graph,

@@ -33,12 +33,13 @@ class EngineProfile:
     name: str
     engine: str
     since: tuple[int, ...]  # first version it describes
-    aliases: tuple[str, ...] = ()  # other texts by which a run may name the version
+    aliases: tuple[str, ...] = ()  # texts by which alone a run names it; () = versions do
     async_scheduling: bool = False
     reserve_graphs: bool = True  # CUDA graphs are counted before KV memory is (vLLM 0.21)
     reserve_full_prompt: bool = True  # a request is admitted only with pages for all its prompt
     gpu_memory_utilization: float = 0.92
     prefix_caching: bool = True
+    block_tokens: int = 16
     largest_graph: int = 512  # tokens
     disaggregates: bool = True  # False = its prefill and decode instances served requests whole
     # (least GPU memory in GiB, token budget, sequences), first match from the top
@@ -78,7 +79,9 @@ def bundled_profiles() -> tuple[EngineProfile, ...]:
 
 def profiles_of(engine: str) -> list[EngineProfile]:
     """The bundled profiles of an engine, oldest version first; ConfigError where there is none."""
-    mine = [profile for profile in bundled_profiles() if profile.engine == engine.lower()]
+    name = re.sub(r"[\s_]+", "-", engine.strip().lower())
+    name = ENGINE_ALIASES.get(name, name)
+    mine = [profile for profile in bundled_profiles() if profile.engine == name]
     if not mine:
         raise unknown_name("engine", engine, sorted({p.engine for p in bundled_profiles()}))
     return mine
@@ -97,7 +100,7 @@ def profile_of_version(engine: str, version: str) -> EngineProfile:
             return profile
     found = re.search(r"\d+(?:\.\d+)+", text)
     number = tuple(int(part) for part in found[0].split(".")) if found else ()
-    fitting = [profile for profile in mine if profile.since <= number]
+    fitting = [p for p in mine if p.since <= number and not p.aliases]
     if not fitting or number[0] > mine[-1].since[0] + 1 or number[:2] > NEWEST[mine[-1].engine]:
         first = ".".join(map(str, mine[0].since))
         last = ".".join(map(str, NEWEST[mine[-1].engine]))
@@ -107,8 +110,18 @@ def profile_of_version(engine: str, version: str) -> EngineProfile:
     return fitting[-1]
 
 
-# Newest version of each engine that a profile has been compared with its release notes for.
-NEWEST: Mapping[str, tuple[int, ...]] = {"vllm": (0, 33), "sglang": (0, 9), "tensorrt-llm": (1, 9)}
+ENGINE_ALIASES = {
+    "trtllm": "tensorrt-llm",
+    "trt-llm": "tensorrt-llm",
+    "tensorrtllm": "tensorrt-llm",
+}
+# Newest version of each engine that its profiles are taken to hold for.
+NEWEST: Mapping[str, tuple[int, ...]] = {
+    "vllm": (0, 33),
+    "sglang": (0, 9),
+    "tensorrt-llm": (1, 9),
+    "headway-check": (9, 9),
+}
 
 
 def _read(path: Path) -> EngineProfile:

@@ -183,9 +183,16 @@ def _settings(
         cluster.groups[0].gpu,
         profile=choices.profile or profile.name,
         calibration=choices.calibration,
-        host_overhead=choices.host,
+        host_overhead=_host(row, choices),
         **stated,
     )
+
+
+def _host(row: Row, choices: Choices) -> dict[str, float]:
+    """Host times over the profile's; times taken inside the engine have no front end."""
+    if "engine_side_timing" in row.text("flags"):
+        return {**choices.host, "request_s": 0.0, "prompt_token_s": 0.0}
+    return dict(choices.host)
 
 
 def _stated(row: Row, profile: EngineProfile, notes: list[str]) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def test_what_is_not_stated_is_the_default_of_the_version_and_is_noted() -> None
         ("0.10.2", "vllm-0.10"),
         (">=0.15.1 (2026, exact tag not stated)", "vllm-0.15"),
         ("0.19.0", "vllm-0.19"),
-        ("v0.23.0", "vllm-0.33"),
+        ("v0.23.0", "vllm-0.22"),
+        ("0.33.0", "vllm-0.33"),
         ("llm-d-dev vllm-nixl-0.0.6", "llm-d-0.0.6"),
     ],
 )
