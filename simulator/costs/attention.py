@@ -82,13 +82,16 @@ def _erring(
     machine: Machine,
     measured: tuple[DecodeFit | None, PrefillFit | None],
 ) -> AttentionTime:
-    """Times off by the errors that are drawn, no token or pair cheaper than the roofline's."""
-    if machine.error is None:
+    """Times of this engine, off by the errors that are drawn; no less than the roofline's."""
+    decode, prefill = machine.host.decode_kernels, machine.host.prefill_kernels
+    if machine.error is not None:
+        drawn = [
+            machine.error.attention_factor(name, work, machine.tables if fit else None)
+            for name, fit in zip(("decode_attention", "prefill_attention"), measured, strict=True)
+        ]
+        decode, prefill = decode * drawn[0], prefill * drawn[1]
+    elif decode == prefill == 1.0:
         return times
-    decode, prefill = (
-        machine.error.attention_factor(name, work, machine.tables if fit else None)
-        for name, fit in zip(("decode_attention", "prefill_attention"), measured, strict=True)
-    )
     least_token_s = work.kv_bytes_per_token / machine.gpu.memory_bytes_per_s
     least_pair_s = work.prefill_flops_per_pair / machine.gpu.flops_per_s["bf16"]
     return replace(

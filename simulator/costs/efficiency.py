@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from simulator.errors import unknown_name
 from simulator.spec import EngineSettings, GpuSpec, NumberFormat
+from simulator.work import Tokens
 
 # Share of the memory bandwidth, and of the arithmetic peak, a GEMM reaches by weight format, as a
 # factor of its bf16 share. fp8: measured, 0.52-0.65x of the bf16 time above 256 MiB of bf16
@@ -179,6 +182,9 @@ class HostProfile:
     expert_popularity: float = 0.0
     # Compiling the experts' Triton kernels when a size of batch is first met after a cold start.
     cold_expert_s: float = 0.0
+    # Kernel times of this engine over those of the tables (vLLM 0.24), for few tokens and for many.
+    decode_kernels: float = 1.0
+    prefill_kernels: float = 1.0
     # Share of the arithmetic peak that lasts, in place of the generation's (see `sustained`).
     sustained_bf16: float = 0.0
     sustained_fp8: float = 0.0
@@ -187,6 +193,16 @@ class HostProfile:
     sort_logit_bytes: float = 220.0
     # Share of a decode batch's longest context that decides its attention (see costs.attention).
     decode_spread: float = 0.0
+
+
+def kernel_factor(host: HostProfile, tokens: Tokens) -> Tokens | float:
+    """`decode_kernels` up to 256 tokens, `prefill_kernels` from 1,024 on, by log between."""
+    few, many = host.decode_kernels, host.prefill_kernels
+    if few == many == 1.0:
+        return 1.0
+    share = np.clip(np.log2(np.maximum(tokens, 1.0) / 256.0) / 2.0, 0.0, 1.0)
+    factor: Tokens = few + (many - few) * share
+    return factor
 
 
 def host_profile(settings: EngineSettings) -> HostProfile:

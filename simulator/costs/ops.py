@@ -18,6 +18,7 @@ from simulator.costs.efficiency import (
     HostProfile,
     efficiency_of,
     host_profile,
+    kernel_factor,
     weight_only,
 )
 from simulator.costs.error import PriceError, price_error
@@ -71,10 +72,12 @@ def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     """Seconds of one op at each number of tokens >= 1, off by the error that is drawn."""
     measured = _measured(op, tokens, machine)
     seconds = _roofline(op, tokens, machine) if measured is None else measured
+    factor = kernel_factor(machine.host, tokens)
+    seconds = seconds * factor
     if machine.error is not None:
         tables = None if measured is None else machine.tables
         seconds = seconds * machine.error.op_factor(op, tokens, tables)
-    elif measured is None:
+    elif measured is None and isinstance(factor, float):
         return seconds
     bounds = op_bounds(op, tokens, machine)
     compute_s = bounds.compute_s / _sustained(op, machine)

@@ -5,6 +5,7 @@ Takes the outcomes of `simulator.validation` and computes nothing but their summ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,12 +58,12 @@ def _group_table(runs: Sequence[Outcome]) -> Table:
 
     table = Table(
         box=SIMPLE_HEAD,
-        title="mean absolute error of the mean (bias), %",
+        title="mean absolute error and bias, %: of means, p99 and output tokens a second",
         title_justify="left",
         pad_edge=False,
     )
-    for name in ("", "runs"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table.add_column("", no_wrap=True, min_width=14)
+    table.add_column("runs", justify="right", no_wrap=True)
     for name in HEADINGS:
         table.add_column(name, justify="right", no_wrap=True)
     for title, group in _groups(runs):
@@ -85,7 +86,12 @@ def _cell(group: Sequence[Outcome], name: str) -> str:
     summary = summary_of(group, name)
     if not summary["n"]:
         return "–"
-    return f"{summary['mape']:.1f} ({summary['bias']:+.1f})"
+    return f"{_short(summary['mape'])} {summary['bias']:+.0f}"
+
+
+def _short(value: float | int | None) -> str:
+    number = float(value or 0.0)
+    return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
 
 
 def _run_table(runs: Sequence[Outcome], everything: bool) -> Table:
@@ -133,6 +139,8 @@ def save_validation_figure(path: str | Path, runs: Sequence[Outcome]) -> None:
 
 
 def _scatter(axis: Axes, runs: Sequence[Outcome], name: str, text: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     levels: Mapping[str, str] = COLOURS
     mine = [run for run in runs if name in run.error]
     for level in (*LOAD_LEVELS, "not stated"):
@@ -154,6 +162,11 @@ def _scatter(axis: Axes, runs: Sequence[Outcome], name: str, text: str) -> None:
         ends, [0.9 * v for v in ends], [1.1 * v for v in ends], color="black", alpha=0.08, lw=0
     )
     axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    decades = math.log10(ends[1] / ends[0])
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        side.set_minor_formatter(NullFormatter())
     axis.set_xlabel(f"measured {text}")
     axis.set_ylabel(f"predicted {text}")
     axis.set_title(f"{show_count(len(mine))} runs, band: within 10 %", fontsize=9)

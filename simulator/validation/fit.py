@@ -34,14 +34,17 @@ class Value:
 
     step: float
     spread: float  # standard deviation of the prior
+    low: float = 0.0
     high: float = np.inf
 
 
-# Of a deployment: what its host, client and front end do.
+# Of a deployment: what its host, client and front end do, and how its engine's kernels compare
+# with those that were measured. No price falls below the roofline, whatever these say.
 DEPLOYMENT: Mapping[str, Value] = {
     "request_s": Value(step=5e-3, spread=2e-2),
     "iteration_s": Value(step=3e-4, spread=1e-3),
-    "seq_s": Value(step=1e-5, spread=1e-5),
+    "decode_kernels": Value(step=0.05, spread=0.1, low=0.8, high=1.5),
+    "prefill_kernels": Value(step=0.05, spread=0.2, low=0.7, high=3.0),
 }
 # Of all runs together: what `configs/engines` states as fitted.
 SHARED: Mapping[str, Value] = {
@@ -146,7 +149,7 @@ def _step(
     right = jacobian.T @ (weight * residual) + away / spread**2
     moved = np.linalg.solve(left, right)
     return {
-        name: float(np.clip(at[name] + change, 0.0, value.high))
+        name: float(np.clip(at[name] + change, value.low, value.high))
         for (name, value), change in zip(values.items(), moved, strict=True)
     }
 
