@@ -185,6 +185,8 @@ class HostProfile:
     # Kernel times of this engine over those of the tables (vLLM 0.24), for few tokens and for many.
     decode_kernels: float = 1.0
     prefill_kernels: float = 1.0
+    # The same for experts in mxfp4 alone, at 4,096 tokens and more; 1 up to 256.
+    mxfp4_prefill: float = 1.0
     # Share of the arithmetic peak that lasts, in place of the generation's (see `sustained`).
     sustained_bf16: float = 0.0
     sustained_fp8: float = 0.0
@@ -202,6 +204,13 @@ def kernel_factor(host: HostProfile, tokens: Tokens) -> Tokens | float:
         return 1.0
     share = np.clip(np.log2(np.maximum(tokens, 1.0) / 256.0) / 2.0, 0.0, 1.0)
     factor: Tokens = few + (many - few) * share
+    return factor
+
+
+def mxfp4_factor(host: HostProfile, tokens: Tokens) -> Tokens:
+    """`mxfp4_prefill` from 4,096 tokens on, 1 up to 256, by log between."""
+    share = np.clip(np.log2(np.maximum(tokens, 1.0) / 256.0) / 4.0, 0.0, 1.0)
+    factor: Tokens = 1.0 + (host.mxfp4_prefill - 1.0) * share
     return factor
 
 

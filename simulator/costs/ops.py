@@ -19,6 +19,7 @@ from simulator.costs.efficiency import (
     efficiency_of,
     host_profile,
     kernel_factor,
+    mxfp4_factor,
     weight_only,
 )
 from simulator.costs.error import PriceError, price_error
@@ -74,6 +75,8 @@ def op_time(op: Op, tokens: Tokens, machine: Machine) -> Tokens:
     seconds = _roofline(op, tokens, machine) if measured is None else measured
     factor = kernel_factor(machine.host, tokens)
     seconds = seconds * factor
+    if isinstance(op, ExpertGemm) and op.format == "mxfp4":
+        seconds = seconds * mxfp4_factor(machine.host, tokens)
     if machine.error is not None:
         tables = None if measured is None else machine.tables
         seconds = seconds * machine.error.op_factor(op, tokens, tables)
