@@ -182,7 +182,8 @@ def cross_fit(
     found: list[Outcome] = []
     for name in sorted(set(groups.values())):
         kept = owner != name
-        values[name] = _step(NEUTRAL, NEUTRAL, SHARED, residual[kept], jacobian[kept])
+        step = _step(NEUTRAL, NEUTRAL, SHARED, residual[kept], jacobian[kept])
+        values[name] = {**NEUTRAL, **step}
         mine = [row for row in rows if groups.get(row.run_id) == name]
         found += _outcomes(mine, choices, values[name], jobs, progress)
     return values, tuple(found)
