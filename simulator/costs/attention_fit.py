@@ -74,8 +74,17 @@ def prefill_grid() -> tuple[Array, Array]:
 @lru_cache(maxsize=1024)
 def fit_decode(work: AttentionWork, tables: CostTables) -> DecodeFit | None:
     """Decode of the paged kernels; None = no table."""
+    curve = tables.curve("decode_attention")
+    if curve is None:
+        return None
     seqs, contexts = decode_grid()
     points = head_points(work, len(seqs)) | {"num_seqs": seqs, "kv_tokens": contexts}
+    # A thread block serves one sequence and KV head: more KV heads than were measured are priced as
+    # more sequences of fewer heads, with as many blocks and bytes.
+    more = -(-work.num_kv_heads // curve.ranges["num_kv_heads"][1])
+    if more > 1:
+        points |= {name: points[name] / more for name in ("num_q_heads", "num_kv_heads")}
+        points["num_seqs"] = seqs * more
     measured = tables.attention_s("decode_attention", points)
     if measured is None:
         return None
