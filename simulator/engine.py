@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simpy
@@ -17,9 +18,9 @@ from simulator.costs.compiled import CompiledCost
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
-from simulator.lanes import lane_kind
+from simulator.lanes import lane_maker
 from simulator.lockstep import Lockstep
-from simulator.placement import check_cluster, replicas_that_fit
+from simulator.placement import check_cluster, replicas_that_fit, stage_layers
 from simulator.rank import Rank
 from simulator.recorder import (
     SEGMENT_COLUMNS,
@@ -52,6 +53,7 @@ class ReplicaKind:
     num_pages: int
     layout: PageLayout
     max_kv_tokens: int  # of one sequence alone
+    stage_layers: int = 1  # layers of the longest stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,9 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
     from simulator.memory import kv_capacity
 
     model, plan, settings = experiment.model, experiment.plan, experiment.settings
+    sizes = getattr(experiment.allocator, "block_tokens", None)  # some choose the block
+    if sizes is not None:
+        settings = replace(settings, block_tokens=sizes(model, plan.tp))
     capacity = kv_capacity(model, plan, group.gpu, settings)
     return ReplicaKind(
         num_replicas=num_replicas,
@@ -122,6 +127,7 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
             settings.block_tokens, capacity.blocks_full_weight, capacity.window_weights
         ),
         max_kv_tokens=capacity.tokens,
+        stage_layers=max(last - first for first, last in stage_layers(model.num_layers, plan.pp)),
     )
 
 
@@ -187,12 +193,13 @@ def build(
             ranks.append(rank)
             num_ranks += 1
         batches = []
+        make = lane_maker(setup.scheduler, policy_of(setup), kind.stage_layers)
         for _ in range(kind.num_lanes):
             keys = range(num_lanes, num_lanes + len(ranks))
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                lane_kind(setup.scheduler)(key, rank, kind.cost, LaneLog(ends))
+                make(key, rank, kind.cost, LaneLog(ends))
                 for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
@@ -294,6 +301,7 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
         pages_per_block=setup.kinds[0].layout.most,
         asked_tokens=asked,
         given_tokens=given,
+        counters=_counters(replicas),
         **recorder.columns(),
     )
 
@@ -306,6 +314,15 @@ def _reservations(setup: Setup) -> tuple[Ints | None, Ints | None]:
         return None, None
     slots: Ints = pages * pool.layout.block_tokens // pool.layout.most
     return policy.asked_tokens(pool), slots
+
+
+def _counters(replicas: list[Replica]) -> dict[str, int]:
+    """What allocators have counted, over all ranks."""
+    total: Counter[str] = Counter()
+    for replica in replicas:
+        for rank in replica.ranks:
+            total.update(getattr(rank.allocator, "counters", {}))
+    return dict(total)
 
 
 def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:

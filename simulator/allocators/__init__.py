@@ -14,6 +14,7 @@ from simulator.allocators.policies import (
     Pool,
     PrefixCaching,
     Reserved,
+    VAttention,
 )
 
 ALLOCATORS: dict[str, type] = {
@@ -21,6 +22,7 @@ ALLOCATORS: dict[str, type] = {
     "prefix_caching": PrefixCaching,
     "reserved": Reserved,
     "buddy": Buddy,
+    "vattention": VAttention,
 }
 
 __all__ = [
@@ -32,4 +34,5 @@ __all__ = [
     "Pool",
     "PrefixCaching",
     "Reserved",
+    "VAttention",
 ]

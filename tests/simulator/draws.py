@@ -35,6 +35,9 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "max_imbalance": (32, 4),
     "reserve": ("max", "pow2", "oracle"),
     "windows": ("freed", "freed", "kept"),
+    "background": (True, False),
+    "defer_reclamation": (True, False),
+    "map_latency_s": (40e-6, 3e-3),
     "fit": ("first", "best", "anywhere"),
     "max_batch_size": (0, 3, 8),
     "watermark": (0.01, 0.2),
@@ -49,7 +52,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "requests_per_minute": (1, 5, 20),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
-CLASHES = {("static", "paged"), ("static", "prefix_caching")}
+CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention")}
 USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
 COMBINATIONS = (
     # Every router with what an experiment gets unasked, every other policy with each of the rest.
