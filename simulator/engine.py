@@ -54,6 +54,8 @@ class ReplicaKind:
     layout: PageLayout
     max_kv_tokens: int  # of one sequence alone
     stage_layers: int = 1  # layers of the longest stage
+    page_bytes: float = 2.0**21  # of one page on one of its GPUs
+    host_bytes_per_s: float = 25e9  # from each GPU to its host's memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,8 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
             settings.block_tokens, capacity.blocks_full_weight, capacity.window_weights
         ),
         max_kv_tokens=capacity.tokens,
+        page_bytes=capacity.block_bytes,
+        host_bytes_per_s=group.gpu.host_link.bytes_per_s,
         stage_layers=max(last - first for first, last in stage_layers(model.num_layers, plan.pp)),
     )
 
@@ -193,7 +197,13 @@ def build(
             ranks.append(rank)
             num_ranks += 1
         batches = []
-        make = lane_maker(setup.scheduler, policy_of(setup), kind.stage_layers)
+        make = lane_maker(
+            setup.scheduler,
+            policy_of(setup),
+            kind.stage_layers,
+            kind.page_bytes,
+            kind.host_bytes_per_s,
+        )
         for _ in range(kind.num_lanes):
             keys = range(num_lanes, num_lanes + len(ranks))
             num_lanes += len(ranks)

@@ -39,6 +39,78 @@ class StaticLane(Lane):
         self.rank.recorder.spans[-1] = seq.span_start + seq.output_tokens - 1
 
 
+class SwapLane(Lane):
+    """Preempts by copying KV to the host; the coming iteration waits for the copies.
+
+    Where the host has no room left, and for prompts that are not computed yet, it recomputes.
+    """
+
+    __slots__ = ("_copies_s", "_room", "_swapped", "swap_s")
+
+    def __init__(self, key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> None:
+        super().__init__(key, rank, cost, log)
+        self._swapped: dict[Sequence, int] = {}  # pages on the host, the first to go first
+        self._copies_s = 0.0  # of the coming iteration
+        self._room = self.allocator.num_pages  # pages left on the host
+        self.swap_s: Callable[[int], float] = lambda num_pages: 0.0
+
+    def limit(self, num_pages: int) -> None:
+        """The host has so many pages."""
+        self._room = num_pages
+
+    @property
+    def num_swapped(self) -> int:
+        return len(self._swapped)
+
+    def evict(self, seq: Sequence) -> None:
+        pages = 0
+        if seq not in self.prefilling:
+            pages = self.rank.layout.pages(self.decodes.context(seq) - 1)
+        if pages == 0 or pages > self._room:
+            super().evict(seq)
+            return
+        super().evict(seq)
+        self.waiting.popleft()  # not there: it keeps what it has computed
+        self._swapped[seq] = pages
+        self._room -= pages
+        self._copies_s += self.swap_s(pages)
+
+    def swap_in(self, spare_pages: int) -> None:
+        free = self.allocator.free_pages - self.decodes.new_pages() - spare_pages
+        for seq, pages in list(self._swapped.items()):
+            # Its next token needs a page of its own where the last one is full.
+            needs = self.rank.layout.pages(seq.prefill_tokens)
+            if needs > free or self.num_running >= self.max_num_seqs:
+                return
+            free -= needs
+            del self._swapped[seq]
+            self._room += pages
+            self._copies_s += self.swap_s(pages)
+            self._resume(seq, pages)
+
+    def _resume(self, seq: Sequence, pages: int) -> None:
+        self.allocator.claim(seq, 0)
+        self.allocator.take(pages)
+        self.rank.running[seq] = None
+        seq.prefill_tokens -= 1  # KV of all but the latest token, as when it went
+        seq.computed_tokens = seq.prefill_tokens
+        seq.blocks = pages
+        seq.lane = self.key
+        self.decodes.add(seq)
+        self.paused = True  # its span of tokens begins with the next one
+
+    def _repeats(self, claim: int) -> int:
+        return 1 if self._copies_s else super()._repeats(claim)
+
+    def attention_form(self, stage: StageCost) -> list[int]:
+        price, growth = super().attention_form(stage)
+        return [price + to_ticks(self._copies_s), growth]
+
+    def _book(self, end_ns: int) -> None:
+        self._copies_s = 0.0
+        super()._book(end_ns)
+
+
 class MappedLane(Lane):
     """Iterations that wait for physical pages to be mapped behind virtual memory (vAttention).
 
@@ -95,8 +167,27 @@ class MappedLane(Lane):
 Make = Callable[[int, Rank, CompiledCost, LaneLog], Lane]
 
 
-def lane_maker(scheduler: Scheduler, allocator: AllocatorPolicy, num_layers: int) -> Make:
-    """Makes the lanes that a scheduler and an allocator need; `num_layers` of a stage."""
+def lane_maker(
+    scheduler: Scheduler,
+    allocator: AllocatorPolicy,
+    num_layers: int,
+    page_bytes: float,
+    host_bytes_per_s: float,
+) -> Make:
+    """Makes the lanes that a scheduler and an allocator need.
+
+    Layers and bytes of a page are those of the longest stage, on one GPU.
+    """
+    space = getattr(scheduler, "swap_space", None)
+    if space is not None:
+
+        def swapping(key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> Lane:
+            lane = SwapLane(key, rank, cost, log)
+            lane.limit(space.pages or rank.allocator.num_pages)
+            lane.swap_s = lambda num: space.time_s(num, num_layers, page_bytes, host_bytes_per_s)
+            return lane
+
+        return swapping
     if getattr(scheduler, "runs_to_completion", False):
         return StaticLane
     if not isinstance(allocator, VAttention):

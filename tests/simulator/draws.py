@@ -40,6 +40,8 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "map_latency_s": (40e-6, 3e-3),
     "fit": ("first", "best", "anywhere"),
     "max_batch_size": (0, 3, 8),
+    "preemption": ("recompute", "swap"),
+    "swap_pages": (0, 6),
     "watermark": (0.01, 0.2),
     "token_budget": (0, 0, 48),
     "chunked": (True, True, False),
@@ -88,6 +90,7 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     own = np.random.default_rng([number, 7])  # so that a new allocator shifts no other draw
     memory = draw_policy(own, ALLOCATORS[allocator])
     while clash(policy, memory):
+        policy = draw_policy(own, SCHEDULERS[scheduler])
         memory = draw_policy(own, ALLOCATORS[allocator])
     table = draw_table(rng, shares or rng.random() < 0.2, getattr(policy, "by_priority", False))
     if hasattr(policy, "takes") and not table.is_open_loop:
