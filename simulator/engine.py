@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simpy
@@ -19,9 +20,9 @@ from simulator.drafting import SpeculationKind, speculation_kind
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
-from simulator.lanes import lane_kind
+from simulator.lanes import lane_maker
 from simulator.lockstep import Lockstep
-from simulator.placement import check_cluster, replicas_that_fit
+from simulator.placement import check_cluster, replicas_that_fit, stage_layers
 from simulator.rank import Rank
 from simulator.recorder import (
     SEGMENT_COLUMNS,
@@ -57,6 +58,9 @@ class ReplicaKind:
     layout: PageLayout
     max_kv_tokens: int  # of one sequence alone
     speculation: SpeculationKind | None = None  # None = one token a decode an iteration
+    stage_layers: int = 1  # layers of the longest stage
+    page_bytes: float = 2.0**21  # of one page on one of its GPUs
+    host_bytes_per_s: float = 25e9  # from each GPU to its host's memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +119,16 @@ def _refuse_with_speculation(setup: Setup, drafter: str) -> None:
             f"speculation with the {drafter} drafter needs pages on demand: allocator "
             f"{type(policy).__name__} gives each request a reservation of its own tokens"
         )
-    if lane_kind(scheduler) is not Lane:
+    if getattr(scheduler, "runs_to_completion", False):
         raise ConfigError(
             f"speculation with the {drafter} drafter needs answers that end one by one: "
             f"scheduler {type(scheduler).__name__} pads them to the longest"
+        )
+    if lane_maker(scheduler, policy, 1, 1.0, 1.0) is not Lane:
+        names = f"scheduler {type(scheduler).__name__}, allocator {type(policy).__name__}"
+        raise ConfigError(
+            f"speculation with the {drafter} drafter needs a lane that neither swaps nor maps "
+            f"pages ({names})"
         )
 
 
@@ -152,6 +162,9 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
     cost = compile_cost(model, plan, group, settings)
     if experiment.speculation is not None:
         cost, draft, speculation = speculation_kind(experiment, group)
+    sizes = getattr(experiment.allocator, "block_tokens", None)  # some choose the block
+    if sizes is not None:
+        settings = replace(settings, block_tokens=sizes(model, plan.tp))
     capacity = kv_capacity(model, plan, group.gpu, settings, draft=draft)
     return ReplicaKind(
         num_replicas=num_replicas,
@@ -164,6 +177,9 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
         ),
         max_kv_tokens=capacity.tokens,
         speculation=speculation,
+        page_bytes=capacity.block_bytes,
+        host_bytes_per_s=group.gpu.host_link.bytes_per_s,
+        stage_layers=max(last - first for first, last in stage_layers(model.num_layers, plan.pp)),
     )
 
 
@@ -229,12 +245,21 @@ def build(
             ranks.append(rank)
             num_ranks += 1
         batches = []
+        make = lane_maker(
+            setup.scheduler,
+            policy_of(setup),
+            kind.stage_layers,
+            kind.page_bytes,
+            kind.host_bytes_per_s,
+        )
         for _ in range(kind.num_lanes):
             keys = range(num_lanes, num_lanes + len(ranks))
             num_lanes += len(ranks)
             ends = array("q")
             lanes = [
-                _lane(key, rank, setup, kind, LaneLog(ends))
+                make(key, rank, kind.cost, LaneLog(ends))
+                if kind.speculation is None
+                else SpeculatingLane(key, rank, kind.cost, LaneLog(ends), kind.speculation)
                 for key, rank in zip(keys, ranks, strict=True)
             ]
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
@@ -252,12 +277,6 @@ def build(
             )
         )
     return replicas
-
-
-def _lane(key: int, rank: Rank, setup: Setup, kind: ReplicaKind, log: LaneLog) -> Lane:
-    if kind.speculation is None:
-        return lane_kind(setup.scheduler)(key, rank, kind.cost, log)
-    return SpeculatingLane(key, rank, kind.cost, log, kind.speculation)
 
 
 def policy_of(setup: Setup) -> AllocatorPolicy:
@@ -343,6 +362,7 @@ def _collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Resul
         pages_per_block=setup.kinds[0].layout.most,
         asked_tokens=asked,
         given_tokens=given,
+        counters=_counters(replicas),
         **recorder.columns(),
     )
 
@@ -355,6 +375,15 @@ def _reservations(setup: Setup) -> tuple[Ints | None, Ints | None]:
         return None, None
     slots: Ints = pages * pool.layout.block_tokens // pool.layout.most
     return policy.asked_tokens(pool), slots
+
+
+def _counters(replicas: list[Replica]) -> dict[str, int]:
+    """What allocators have counted, over all ranks."""
+    total: Counter[str] = Counter()
+    for replica in replicas:
+        for rank in replica.ranks:
+            total.update(getattr(rank.allocator, "counters", {}))
+    return dict(total)
 
 
 def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:

@@ -122,6 +122,13 @@ class Lane:
             return seq.generated_tokens
         return seq.generated_tokens + self.decodes.iteration - seq.decode_since
 
+    @property
+    def num_swapped(self) -> int:
+        return 0
+
+    def swap_in(self, spare_pages: int) -> None:
+        return None
+
     def stall(self) -> None:
         self.rank.starved.add(self.key)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from simulator.costs.compiled import CompiledCost
+from collections.abc import Callable
+
+from simulator.allocators import AllocatorPolicy, VAttention
+from simulator.allocators.vattention import MappedAllocator
+from simulator.costs.compiled import CompiledCost, StageCost, to_ticks
 from simulator.lane import Lane
 from simulator.rank import Rank
 from simulator.recorder import LaneLog
@@ -35,6 +39,164 @@ class StaticLane(Lane):
         self.rank.recorder.spans[-1] = seq.span_start + seq.output_tokens - 1
 
 
-def lane_kind(scheduler: Scheduler) -> type[Lane]:
-    """The lanes a scheduler needs."""
-    return StaticLane if getattr(scheduler, "runs_to_completion", False) else Lane
+class SwapLane(Lane):
+    """Preempts by copying KV to the host; the coming iteration waits for the copies.
+
+    Where the host has no room left, and for prompts that are not computed yet, it recomputes.
+    """
+
+    __slots__ = ("_copies_s", "_room", "_swapped", "swap_s")
+
+    def __init__(self, key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> None:
+        super().__init__(key, rank, cost, log)
+        self._swapped: dict[Sequence, int] = {}  # pages on the host, the first to go first
+        self._copies_s = 0.0  # of the coming iteration
+        self._room = self.allocator.num_pages  # pages left on the host
+        self.swap_s: Callable[[int], float] = lambda num_pages: 0.0
+
+    def limit(self, num_pages: int) -> None:
+        """The host has so many pages."""
+        self._room = num_pages
+
+    @property
+    def num_swapped(self) -> int:
+        return len(self._swapped)
+
+    def evict(self, seq: Sequence) -> None:
+        pages = 0
+        if seq not in self.prefilling:
+            pages = self.rank.layout.pages(self.decodes.context(seq) - 1)
+        if pages == 0 or pages > self._room:
+            super().evict(seq)
+            return
+        super().evict(seq)
+        self.waiting.popleft()  # not there: it keeps what it has computed
+        self._swapped[seq] = pages
+        self._room -= pages
+        self._copies_s += self.swap_s(pages)
+
+    def swap_in(self, spare_pages: int) -> None:
+        free = self.allocator.free_pages - self.decodes.new_pages() - spare_pages
+        for seq, pages in list(self._swapped.items()):
+            # Its next token needs a page of its own where the last one is full.
+            needs = self.rank.layout.pages(seq.prefill_tokens)
+            if needs > free or self.num_running >= self.max_num_seqs:
+                return
+            free -= needs
+            del self._swapped[seq]
+            self._room += pages
+            self._copies_s += self.swap_s(pages)
+            self._resume(seq, pages)
+
+    def _resume(self, seq: Sequence, pages: int) -> None:
+        self.allocator.claim(seq, 0)
+        self.allocator.take(pages)
+        self.rank.running[seq] = None
+        seq.prefill_tokens -= 1  # KV of all but the latest token, as when it went
+        seq.computed_tokens = seq.prefill_tokens
+        seq.blocks = pages
+        seq.lane = self.key
+        self.decodes.add(seq)
+        self.paused = True  # its span of tokens begins with the next one
+
+    def _repeats(self, claim: int) -> int:
+        return 1 if self._copies_s else super()._repeats(claim)
+
+    def attention_form(self, stage: StageCost) -> list[int]:
+        price, growth = super().attention_form(stage)
+        return [price + to_ticks(self._copies_s), growth]
+
+    def _book(self, end_ns: int) -> None:
+        self._copies_s = 0.0
+        super()._book(end_ns)
+
+
+class MappedLane(Lane):
+    """Iterations that wait for physical pages to be mapped behind virtual memory (vAttention).
+
+    Prompts wait for their own pages. Those of decodes are mapped during the iteration before, and
+    only what takes longer than it is waited for; without a background thread all of it.
+    """
+
+    __slots__ = ("_decode_pages", "_prompt_pages", "background", "map_s")
+
+    def __init__(self, key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> None:
+        super().__init__(key, rank, cost, log)
+        self._prompt_pages = self._decode_pages = 0  # to be mapped for the coming iteration
+        self.map_s = 0.0  # of one page, in all tensors of a worker
+        self.background = False
+
+    def decode(self) -> int:
+        lacking = super().decode()
+        if self.taken and not lacking:
+            allocator = self._mapped()
+            for seq in self._decoding():
+                pages = self.rank.layout.pages(self.decodes.context(seq))
+                self._decode_pages += allocator.map(seq, pages)
+        return lacking
+
+    def _compute(self, seq: Sequence, num_tokens: int, num_pages: int) -> None:
+        super()._compute(seq, num_tokens, num_pages)
+        self._prompt_pages += self._mapped().map(seq, seq.blocks)
+
+    def _repeats(self, claim: int) -> int:
+        """An iteration that maps has a price of its own, so a run ends before the next growth."""
+        if self._decode_pages or self._prompt_pages or self.taken:
+            return 1
+        return self.decodes.iterations_within(0, super()._repeats(claim))
+
+    def attention_form(self, stage: StageCost) -> list[int]:
+        price, growth = super().attention_form(stage)
+        waits_s = self._prompt_pages * self.map_s
+        hidden_s = 0.0
+        if self.background:
+            ends = self.log.end_ns
+            hidden_s = (ends[-1] - (ends[-2] if len(ends) > 1 else 0)) / 1e9 if ends else 0.0
+        waits_s += max(0.0, self._decode_pages * self.map_s - hidden_s)
+        return [price + to_ticks(waits_s), growth]
+
+    def _book(self, end_ns: int) -> None:
+        self._prompt_pages = self._decode_pages = 0
+        super()._book(end_ns)
+
+    def _mapped(self) -> MappedAllocator:
+        allocator = self.allocator
+        return allocator  # type: ignore[return-value]
+
+
+Make = Callable[[int, Rank, CompiledCost, LaneLog], Lane]
+
+
+def lane_maker(
+    scheduler: Scheduler,
+    allocator: AllocatorPolicy,
+    num_layers: int,
+    page_bytes: float,
+    host_bytes_per_s: float,
+) -> Make:
+    """Makes the lanes that a scheduler and an allocator need.
+
+    Layers and bytes of a page are those of the longest stage, on one GPU.
+    """
+    space = getattr(scheduler, "swap_space", None)
+    if space is not None:
+
+        def swapping(key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> Lane:
+            lane = SwapLane(key, rank, cost, log)
+            lane.limit(space.pages or rank.allocator.num_pages)
+            lane.swap_s = lambda num: space.time_s(num, num_layers, page_bytes, host_bytes_per_s)
+            return lane
+
+        return swapping
+    if getattr(scheduler, "runs_to_completion", False):
+        return StaticLane
+    if not isinstance(allocator, VAttention):
+        return Lane
+
+    def mapped(key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> Lane:
+        lane = MappedLane(key, rank, cost, log)
+        lane.map_s = 2 * num_layers * allocator.map_latency_s
+        lane.background = allocator.background
+        return lane
+
+    return mapped

@@ -95,6 +95,7 @@ class Result:
     notes: tuple[str, ...] = field(default=())
     pauses: Ints | None = None  # spans that end because the decodes waited, pages still held
     # Of allocators that set pages aside at admission: tokens asked for, and slots given.
+    counters: dict[str, int] = field(default_factory=dict)  # of allocators, by name
     pages_per_block: int = 1  # more for models with attention windows
     asked_tokens: Ints | None = None
     given_tokens: Ints | None = None

@@ -167,6 +167,8 @@ class SpeculatingLane(Lane):
             price += prices.verification(stage, prices.verified(self._lengths), self.drafts)
         if self.chunks:
             price += sum(self._prefill_ticks(cost) for cost in stage.attention)
+            if stage.cold and self._size_class() not in self.rank.warm:
+                price += stage.cold
         return [price, 0]
 
     def _draft_ticks(self) -> int:

@@ -86,6 +86,7 @@ class EngineLane:
     # --- what a scheduler sees and does: see `simulator.schedulers.view.LaneView` ----------------
 
     key = 0  # the only lane
+    num_swapped = 0  # preemption recomputes
     paused = False  # nobody else holds its blocks
 
     @property
@@ -142,6 +143,9 @@ class EngineLane:
     @property
     def decode_tokens(self) -> int:
         return len(self.decoding)
+
+    def swap_in(self, spare_pages: int) -> None:
+        return None
 
     def generated(self, seq: Sequence) -> int:
         return seq.generated_tokens

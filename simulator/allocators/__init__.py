@@ -15,6 +15,7 @@ from simulator.allocators.policies import (
     PrefixCaching,
     RemotePrefill,
     Reserved,
+    VAttention,
 )
 
 ALLOCATORS: dict[str, type] = {
@@ -22,6 +23,7 @@ ALLOCATORS: dict[str, type] = {
     "prefix_caching": PrefixCaching,
     "reserved": Reserved,
     "buddy": Buddy,
+    "vattention": VAttention,
 }
 
 __all__ = [
@@ -34,4 +36,5 @@ __all__ = [
     "PrefixCaching",
     "RemotePrefill",
     "Reserved",
+    "VAttention",
 ]

@@ -21,9 +21,12 @@ from simulator.allocators.reserved import (
     buddy_order,
     reserved_tokens,
 )
+from simulator.allocators.vattention import MappedAllocator
 from simulator.batch import PageLayout
 from simulator.errors import ConfigError
 from simulator.request import Ints, RequestTable, Sequence
+from simulator.spec import ModelSpec
+from simulator.work import attention_work
 
 Mask = NDArray[np.bool_]  # [num_requests]
 
@@ -142,6 +145,49 @@ class PrefixCaching(_Growing):
         layout = pool.layout
         index = PrefixIndex(pool.table, layout.block_tokens)
         return PrefixCachingAllocator(pool.num_pages, index, layout.block_tokens, layout.full)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAttention(_Growing):
+    """Contiguous virtual memory mapped by page-groups on demand, which are the engine's blocks."""
+
+    page_group_bytes: int = 2 * 2**20  # 64, 128, 256 KiB with a patched driver, 2 MiB without
+    map_latency_s: float = 40e-6  # of one page-group: cuMemMap and cuMemSetAccess
+    background: bool = True  # decodes' page-groups are mapped during the iteration before
+    defer_reclamation: bool = True  # an ended request's slot stays mapped for the next one
+
+    def __post_init__(self) -> None:
+        if self.page_group_bytes < 1 or not self.map_latency_s >= 0:
+            raise ConfigError(
+                "allocator: expected page_group_bytes >= 1 and map_latency_s >= 0 "
+                f"(got {self.page_group_bytes!r} and {self.map_latency_s!r})"
+            )
+
+    def block_tokens(self, model: ModelSpec, tp: int) -> int:
+        """Tokens of a page-group: bytes over those of K (or V) of a token of a layer on a GPU.
+
+        Raises:
+            ConfigError: a group too small for a token, or layers that differ in what they keep.
+        """
+        sizes = {
+            attention_work(layer.attention, model.kv_format, tp).kv_bytes_per_token / 2
+            for layer in model.layer_kinds
+        }
+        windows = {layer.attention.window for layer in model.layer_kinds}
+        if len(sizes) > 1 or windows != {0}:
+            raise ConfigError(
+                f"allocator vattention: expected layers with equal KV and no window ({model.name})"
+            )
+        tokens = int(self.page_group_bytes // sizes.pop())
+        if tokens < 1:
+            raise ConfigError(
+                f"allocator.page_group_bytes: expected room for a token of {model.name} "
+                f"(got {self.page_group_bytes})"
+            )
+        return tokens
+
+    def build(self, pool: Pool) -> KVAllocator:
+        return MappedAllocator(pool.num_pages, pool.layout.block_tokens, self.defer_reclamation)
 
 
 RESERVE = ("max", "pow2", "oracle")

@@ -31,9 +31,9 @@ class Case:
 
     def experiment(self, changes: Changes | None = None) -> Experiment:
         """The experiment with this seed and these keys (`{"plan.tp": 2}`) changed."""
-        document = read_document(self.path).override("seed", self.seed, "seed")
+        document = read_document(self.path).override("seed", self.seed, "")
         for key, value in (changes or {}).items():
-            document = document.override(key, value, key)
+            document = document.override(key, value, "")  # as if the file said so
         return resolve_experiment(document)
 
     def simulate(self, changes: Changes | None = None) -> Result:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.fragmentation import Fragmentation, fragmentation
+from simulator.papers.capacity import normalised_latency_s
 from simulator.papers.case import Case, Line, Measure, Picture
 from simulator.recorder import Result
 
@@ -69,12 +70,33 @@ def _used(system: str) -> Measure:
     return lambda case: 100 * waste(case, system, OVERLOAD).means()["used"]
 
 
+def _swap_over_recompute(block_tokens: int) -> Measure:
+    def ratio(case: Case) -> float:
+        """Mean normalised latency with swapping over that with recomputation, near saturation."""
+        latencies = []
+        for preemption in ("swap", "recompute"):
+            result = case.simulate(
+                {
+                    "scheduler": {"kind": "vllm_v0", "preemption": preemption},
+                    "engine.block_tokens": block_tokens,
+                    "engine.num_blocks": SLOTS // block_tokens,
+                    "workload.request_rate": "2.4 /s",
+                    "workload.num_prompts": case.choose(1500, 400),
+                }
+            )
+            latencies.append(float(normalised_latency_s(result).mean()))
+        return latencies[0] / latencies[1]
+
+    return ratio
+
+
 OVERLOAD = 8.0  # requests/s, more than any of the four can serve
 MEASURES: dict[str, Measure] = {
     "most_running_max": most_running,
     "unused_max": unused_by_max,
     **{f"batch_{name}": _batch_at(name, 2.0) for name in SYSTEMS},
     **{f"full_batch_{name}": _batch_at(name, OVERLOAD) for name in SYSTEMS},
+    **{f"swap_{size}": _swap_over_recompute(size) for size in (1, 16, 64)},
     **{f"used_{name}": _used(name) for name in SYSTEMS},
 }
 

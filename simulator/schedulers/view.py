@@ -91,6 +91,15 @@ class LaneView(Protocol):
         """Evict `seq` for recomputation, to the head of `waiting`; False: it is in flight."""
         ...
 
+    @property
+    def num_swapped(self) -> int:
+        """Sequences of this lane whose KV is on the host."""
+        ...
+
+    def swap_in(self, spare_pages: int) -> None:
+        """Bring back who was swapped out, the first to go first, while pages last."""
+        ...
+
     def stall(self) -> None:
         """Wait for pages that a batch in flight holds; nobody is admitted meanwhile."""
         ...

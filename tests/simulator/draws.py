@@ -35,8 +35,13 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "max_imbalance": (32, 4),
     "reserve": ("max", "pow2", "oracle"),
     "windows": ("freed", "freed", "kept"),
+    "background": (True, False),
+    "defer_reclamation": (True, False),
+    "map_latency_s": (40e-6, 3e-3),
     "fit": ("first", "best", "anywhere"),
     "max_batch_size": (0, 3, 8),
+    "preemption": ("recompute", "swap"),
+    "swap_pages": (0, 6),
     "watermark": (0.01, 0.2),
     "token_budget": (0, 0, 48),
     "chunked": (True, True, False),
@@ -49,7 +54,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "requests_per_minute": (1, 5, 20),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
-CLASHES = {("static", "paged"), ("static", "prefix_caching")}
+CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention")}
 USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
 COMBINATIONS = (
     # Every router with what an experiment gets unasked, every other policy with each of the rest.
@@ -85,6 +90,7 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     own = np.random.default_rng([number, 7])  # so that a new allocator shifts no other draw
     memory = draw_policy(own, ALLOCATORS[allocator])
     while clash(policy, memory):
+        policy = draw_policy(own, SCHEDULERS[scheduler])
         memory = draw_policy(own, ALLOCATORS[allocator])
     table = draw_table(rng, shares or rng.random() < 0.2, getattr(policy, "by_priority", False))
     if hasattr(policy, "takes") and not table.is_open_loop:

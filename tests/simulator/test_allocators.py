@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,11 +11,14 @@ from hypothesis import strategies as st
 
 from simulator.allocators import Buddy, Pool, Reserved
 from simulator.allocators.reserved import AnywhereSpace, BuddySpace, FitSpace, buddy_order
+from simulator.allocators.vattention import MappedAllocator
 from simulator.batch import PageLayout
 from simulator.engine import run
+from simulator.errors import ConfigError
 from simulator.fragmentation import PARTS, fragmentation
 from simulator.recorder import REJECTED
-from simulator.schedulers import Orca
+from simulator.request import Sequence
+from simulator.schedulers import Orca, Static
 from tests.simulator.toys import toy_setup, toy_table
 
 MAKE = {
@@ -116,3 +121,51 @@ def test_parts_of_the_pool_add_up_to_it_at_every_moment(allocator: Buddy | None)
         assert 0 < parts.means()["internal"] < parts.means()["used"]
     else:
         assert parts.means()["reserved"] > 0
+
+
+def test_policies_that_make_no_sense_together_are_refused_by_name() -> None:
+    setup = toy_setup(toy_table(0, 3), scheduler=Static())
+    with pytest.raises(ConfigError, match=r"scheduler Static and allocator Paged clash: .*reserve"):
+        run(setup)
+    run(replace(setup, allocator=Reserved(reserve="max"), max_model_len=450))
+
+
+@settings(max_examples=60, deadline=None)
+@given(defers=st.booleans(), steps=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3))))
+def test_mapped_pages_cover_what_is_needed_and_never_exceed_the_pool(
+    defers: bool, steps: list[tuple[int, int]]
+) -> None:
+    pool, block = 24, 16
+    allocator = MappedAllocator(pool, block, defers)
+    held: dict[int, tuple[Sequence, int]] = {}
+    for number, growth in steps:
+        if number in held and growth == 0:
+            seq, pages = held.pop(number)
+            allocator.release(seq, pages)
+        elif growth and growth <= allocator.free_pages:
+            if number not in held:
+                held[number] = (Sequence(number, growth * block, 1), 0)
+                allocator.claim(held[number][0], 0)
+            seq, pages = held[number]
+            allocator.take(growth)
+            before = allocator._slots[seq].mapped
+            assert max(0, pages + growth - before) == allocator.map(seq, pages + growth)
+            held[number] = (seq, pages + growth)
+        mapped = {seq: slot.mapped for seq, slot in allocator._slots.items()}
+        assert all(mapped[seq] >= pages for seq, pages in held.values())
+        assert sum(mapped.values()) + sum(allocator._idle) == allocator._num_mapped <= pool
+        assert defers or not allocator._idle
+    assert allocator.free_pages == pool - sum(pages for _, pages in held.values())
+
+
+def test_a_slot_that_stays_mapped_costs_the_next_request_nothing() -> None:
+    allocator = MappedAllocator(100, 16)
+    maps = []
+    for number in range(3):
+        seq = Sequence(number, 160, 5)
+        allocator.claim(seq, 0)
+        allocator.take(10)
+        maps.append(allocator.map(seq, 10))
+        allocator.release(seq, 10)
+    assert [10, 0, 0] == maps
+    assert {"pages_mapped": 10, "slots_given": 3} == allocator.counters
