@@ -124,6 +124,29 @@ def worst_against_best(case: Case) -> float:
     return max(ratios)
 
 
+# vLLM's own dynamic speculation: rows of (first, last number of sequences, tokens to draft).
+TABLE: Changes = {
+    "speculation.length": {
+        "kind": "batch_table",
+        "table": [[1, 64, 3], [65, 128, 1], [129, 512, 0]],
+    }
+}
+
+
+def worst_against_table(case: Case) -> float:
+    """SmartSpec's latency over that of vLLM's table of batch sizes, worst rate."""
+    pairs = [(serve(case, SMART, rate), serve(case, TABLE, rate)) for rate in rates(case)]
+    return max(latency_s(smart) / latency_s(table) for smart, table in pairs)
+
+
+def by_request(case: Case) -> float:
+    """Latency of lengths by request over that of one length for all, requests that differ."""
+    unlike = {**SMART, "speculation.acceptance.concentration": 2.0}
+    each = {**unlike, "speculation.length.per_request": True}
+    pairs = [(serve(case, each, rate), serve(case, unlike, rate)) for rate in (4.0, 16.0)]
+    return sum(latency_s(mine) / latency_s(common) for mine, common in pairs) / len(pairs)
+
+
 HARD = {"speculation.acceptance.mean": 0.54}  # the lowest acceptance the paper's data sets have
 
 
@@ -240,6 +263,8 @@ MEASURES: dict[str, Measure] = {
     "speed_ups_as_published": speed_ups_as_published,
     "settled_after": settled_after,
     "worst_against_best": worst_against_best,
+    "worst_against_table": worst_against_table,
+    "by_request": by_request,
     "harm_of_long_drafts": harm_of_long_drafts,
     "rise_of_length": rise_of_length,
     "fixed_at_high_load": fixed_at_high_load,

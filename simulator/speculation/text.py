@@ -17,7 +17,7 @@ import numpy as np
 from simulator.errors import ConfigError
 from simulator.speculation.acceptance import Ints, Runs, Source, check_share
 from simulator.speculation.drafters import Drafter, Lookahead
-from simulator.speculation.trie import SUFFIX, Trie, longest_path
+from simulator.speculation.trie import SUFFIX, OwnText, Trie, longest_path
 
 ANSWERS = crc32(b"speculation.text")
 PHRASES = crc32(b"speculation.phrases")
@@ -118,28 +118,23 @@ class TrieSource:
 
     def _read(self, prompt: list[int], answer: list[int]) -> tuple[Runs, Runs]:
         """Draft through the answer as it is written; positions inside a draft go on with it."""
-        own = Trie(self._longest)
-        own.put(prompt)
+        own = OwnText(self._longest, prompt + answer[:1])
         runs, limits = (np.zeros(len(answer), dtype=np.int8) for _ in range(2))
-        position, known = 1, prompt + answer[:1]
-        put_upto = len(prompt)
+        position = 1
         while position < len(answer):
-            run, has_draft = self._draft(own, known, answer[position:])
+            run, has_draft = self._draft(own, answer[position:])
             end = min(position + run + 1, len(answer))
             limits[position:end] = self._longest if has_draft else 0
             runs[position:end] = np.arange(run, run - (end - position), -1)
-            known += answer[position:end]
-            own.put(known[put_upto - SUFFIX :])
-            put_upto = len(known)
+            own.extend(answer[position:end])
             position = end
         return runs, limits
 
-    def _draft(self, own: Trie, known: list[int], truth: list[int]) -> tuple[int, bool]:
-        """Tokens accepted out of the request's own trie and the common one; False: no draft."""
+    def _draft(self, own: OwnText, truth: list[int]) -> tuple[int, bool]:
+        """Tokens accepted out of the request's own text and the common trie; False: no draft."""
         budget, found = self._drafter.decoding_length, 0
         has_draft = False
-        for trie in (own, self.trie):
-            node = trie.below(known[-SUFFIX:])
+        for node in (own.below(), self.trie.below(own.tokens[-SUFFIX:])):
             if node is not None and budget > 0:
                 path, taken = longest_path(node, truth, budget, self._longest)
                 found, budget, has_draft = max(found, path), budget - taken, True

@@ -35,18 +35,11 @@ class Trie:
         self.num_nodes = 0
         self.roots: dict[int, Node] = {}
 
-    def put(self, tokens: Sequence[int], first: int = 0) -> None:
-        """Branches that begin at positions `first` and later."""
+    def put(self, tokens: Sequence[int]) -> None:
+        """Branches that begin at every position."""
         depth = self.branch_length + SUFFIX
-        for start in range(first, len(tokens)):
-            children = self.roots
-            for token in tokens[start : start + depth]:
-                node = children.get(token)
-                if node is None:
-                    node = children[token] = Node()
-                    self.num_nodes += 1
-                node.count += 1.0
-                children = node.children
+        for start in range(len(tokens)):
+            self.num_nodes += grow(self.roots, tokens[start : start + depth])
         while self.num_nodes > self.capacity:
             self.num_nodes = _squeeze(self.roots)
 
@@ -62,6 +55,50 @@ class Trie:
             if node is not None and node.children:
                 return node
         return None
+
+
+class OwnText:
+    """A request's own prompt and answer so far: the branches a trie of them would hold.
+
+    They are looked up by their last token when needed, and leave with the request.
+    """
+
+    __slots__ = ("_after", "branch_length", "tokens")
+
+    def __init__(self, branch_length: int, tokens: Sequence[int]) -> None:
+        self.branch_length = branch_length
+        self.tokens: list[int] = []
+        self._after: dict[int, list[int]] = {}  # token -> positions behind it
+        self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self.tokens.append(token)
+            self._after.setdefault(token, []).append(len(self.tokens))
+
+    def below(self) -> Node | None:
+        """As `Trie.below`, of the text's own last tokens."""
+        tokens, size = self.tokens, len(self.tokens)
+        places = [place for place in self._after[tokens[-1]] if place < size]
+        before = tokens[-2] if size > 1 else None
+        both = [place for place in places if place > 1 and tokens[place - 2] == before]
+        root = Node()
+        for place in both or places:
+            grow(root.children, tokens[place : place + self.branch_length])
+        return root if root.children else None
+
+
+def grow(children: dict[int, Node], branch: Sequence[int]) -> int:
+    """Count one more branch below; returns the nodes that are new."""
+    added = 0
+    for token in branch:
+        node = children.get(token)
+        if node is None:
+            node = children[token] = Node()
+            added += 1
+        node.count += 1.0
+        children = node.children
+    return added
 
 
 def _squeeze(children: dict[int, Node]) -> int:
