@@ -244,14 +244,14 @@ def test_it_serves_in_real_time_on_a_bare_machine_and_resumes(tmp_path: Path, ca
 
 def test_a_budget_that_ends_cuts_the_trace_and_says_so(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     arguments = ["engine-check", "--shape", "tiny", "--device", "cpu", "--num", "2000", "--rate",
-                 "200", "--input-len", "8", "--output-len", "400", "--budget-s", "1.5",
+                 "200", "--input-len", "8", "--output-len", "400", "--budget-s", "4",
                  "--out", str(tmp_path)]  # fmt: skip
     assert 0 == main(arguments)
     [row] = read_rows(tmp_path / "runs.csv")
     assert "cut_by_budget" in row["flags"].split(";")
     assert int(row["num_ok"]) + int(row["num_failed"]) == int(row["num_requests"]) < 2000
     assert "saturated" == row["load_level"]
-    assert float(row["duration_s"]) < 3
+    assert float(row["duration_s"]) < 8
 
 
 @pytest.mark.gpu
