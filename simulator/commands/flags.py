@@ -207,7 +207,13 @@ SAVE = (
     Flag(name="--save-result", metavar="FILE", help="Write the result of vllm bench serve, .json."),
     Flag(name="--save-detailed", kind=bool, help="With arrays a request in --save-result."),
     Flag(name="--requests-out", metavar="FILE", help="Write a row a request, .csv or .parquet."),
-    Flag(name="--figures", metavar="FOLDER", help="Write latency.png and occupancy.png there."),
+    Flag(name="--figures", metavar="FOLDER", help="Write figures of the run there, as PNG."),
+    Flag(name="--timeline", metavar="FILE", help="Write a trace for Perfetto, .json."),
+    Flag(
+        name="--timeline-window",
+        metavar="START:END",
+        help="Simulated time in it, such as 10s:20s; default: what 40 MB hold.",
+    ),
 )
 
 
