@@ -14,6 +14,7 @@ class Flag:
 
     name: str
     help: str
+    short: str = ""  # "-o"
     key: str = ""  # dotted YAML key it overrides; "" = the command reads it itself
     kind: type = str  # of its value, in the file's checks; bool = a switch
     sets: bool = True  # what a switch sets its key to
@@ -339,4 +340,8 @@ VALIDATE = (
         Flag(name="--all", kind=bool, help="List every run, not the furthest off only."),
         JSON,
     ),
+)
+
+REPORT = (
+    Flag(name="--output", short="-o", metavar="FILE", help="The page, .html; default report.html."),
 )
