@@ -204,11 +204,12 @@ UNCERTAINTY = _panel(
     ),
 )
 JSON = Flag(name="--json", kind=bool, help="Print one JSON document.")
+FIGURES = Flag(name="--figures", metavar="FOLDER", help="Write figures there, as PNG.")
 SAVE = (
     Flag(name="--save-result", metavar="FILE", help="Write the result of vllm bench serve, .json."),
     Flag(name="--save-detailed", kind=bool, help="With arrays a request in --save-result."),
     Flag(name="--requests-out", metavar="FILE", help="Write a row a request, .csv or .parquet."),
-    Flag(name="--figures", metavar="FOLDER", help="Write figures of the run there, as PNG."),
+    FIGURES,
     Flag(name="--timeline", metavar="FILE", help="Write a trace for Perfetto, .json."),
     Flag(
         name="--timeline-window",
@@ -310,7 +311,7 @@ CALIBRATE = _panel(
 SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *WORKLOAD, *RUN, *COALESCE, *UNCERTAINTY)
 SIMULATE += (JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
-SEARCH += (*UNCERTAINTY, JSON)
+SEARCH += (*UNCERTAINTY, JSON, FIGURES)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)
 REPRODUCE = _panel(
     "Reproduction",

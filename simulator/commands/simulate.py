@@ -73,6 +73,11 @@ def check_outputs(values: Values) -> None:
     for name, suffixes in outputs.items():
         if values[name]:
             check_writable(values[name], suffixes)
+    check_folder(values)
+
+
+def check_folder(values: Values) -> None:
+    """Refuse --figures FILE before simulating for it."""
     folder = values["figures"]
     if folder and Path(folder).exists() and not Path(folder).is_dir():
         raise ConfigError(f"--figures: expected a folder (got the file {folder})")
@@ -128,4 +133,4 @@ def save(
     if values["figures"]:
         from simulator.report.figures import save_figures
 
-        save_figures(values["figures"], result)
+        save_figures(values["figures"], experiment, result)
