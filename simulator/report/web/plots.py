@@ -66,7 +66,8 @@ class Point:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1,) if len(decades) > 4 else (1, 3) if len(decades) > 2 else (1, 2, 5)
+    span = math.log10(high / low)
+    steps = (1,) if span > 4 else (1, 3) if span > 1.5 else (1, 2, 3, 5)
     found = [m * 10.0**d for d in decades for m in steps]
     return [value for value in found if low <= value <= high]
 

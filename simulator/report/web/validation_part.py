@@ -10,7 +10,14 @@ from simulator.report.web.markup import DASH, Cell, Safe, join, number_of, table
 from simulator.report.web.plots import Axis, Point
 
 SHOWN = {"ttft_mean": "TTFT, ms", "tpot_mean": "TPOT, ms", "e2e_mean": "E2E, ms"}
-COLUMNS = ("ttft_mean", "tpot_mean", "itl_mean", "e2e_mean", "e2e_p99", "output_throughput")
+COLUMNS = {
+    "ttft_mean": "TTFT",
+    "tpot_mean": "TPOT",
+    "itl_mean": "ITL",
+    "e2e_mean": "E2E",
+    "e2e_p99": "E2E p99",
+    "output_throughput": "tokens/s",
+}
 LEVELS = {
     "low": (plots.BLUE, "circle"),
     "medium": (plots.GREEN, "diamond"),
@@ -50,8 +57,8 @@ def _summary(summary: Mapping[str, Any]) -> Safe:
             text = f"{one['mape']:.1f} ({one['bias']:+.1f})" if one["n"] else DASH
             row.append(Cell(text=text, value=one["mape"] if one["n"] else ""))
         rows.append(row)
-    caption = "Mean absolute error (bias), % of what was measured"
-    return table(caption, ["load", "runs", *COLUMNS], rows)
+    caption = "Mean absolute error of the mean (bias), % of what was measured"
+    return table(caption, ["load", "runs", *COLUMNS.values()], rows)
 
 
 def _scatter(runs: Sequence[Mapping[str, Any]], metric: str, text: str) -> Safe | None:
@@ -102,5 +109,5 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> Safe:
             text = DASH if error is None else f"{error:+.1f}"
             row.append(Cell(text=text, value="" if error is None else abs(error)))
         rows.append(row)
-    headings = ["run", "load", "model", "GPU", *COLUMNS]
+    headings = ["run", "load", "model", "GPU", *COLUMNS.values()]
     return join((table("Error of each run, %; sorted by its size", headings, rows),))
