@@ -75,6 +75,13 @@ def reproduce(name: str | None, **values: Any) -> int:
     return run(name, values)
 
 
+def report(results: list[str], **values: Any) -> None:
+    """Write results as one HTML page that opens offline: plans, why, frontier, latencies."""
+    from simulator.commands.report import run
+
+    run(results, values)
+
+
 def models(*, json: bool) -> None:
     """List the bundled models."""
     from simulator.commands.catalogue import models
@@ -101,8 +108,9 @@ def _option(flag: Flag) -> inspect.Parameter:
     is_switch = flag.kind is bool
     # Numbers stay text here, so that a wrong one gets the same message as in a file.
     kind: Any = list[str] | None if flag.many else bool if is_switch else str | None
+    names = [flag.name, flag.short] if flag.short else [flag.name]
     option = typer.Option(
-        flag.name,
+        *names,
         help=flag.help,
         rich_help_panel=flag.panel,
         metavar=flag.metavar or METAVARS[flag.kind],
@@ -164,6 +172,20 @@ CALIBRATION = (
                 metavar="[PATH]...",
                 help="import: file or folder; from-bench: further results.",
                 show_default=False,
+            ),
+        ],
+    ),
+)
+
+
+RESULTS = (
+    inspect.Parameter(
+        "results",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[
+            list[str],
+            typer.Argument(
+                metavar="RESULT...", help="JSON of search, simulate, validate or --save-result."
             ),
         ],
     ),
@@ -237,6 +259,13 @@ _add(
     "headway reproduce orca --quick",
     "headway reproduce --all --json",
     arguments=(SYSTEM,),
+)
+_add(
+    report,
+    flags.REPORT,
+    "headway search experiments/plan_search.yaml --json > search.json",
+    "headway report search.json -o report.html",
+    arguments=RESULTS,
 )
 _add(models, (flags.JSON,), "headway models --json", arguments=())
 _add(hardware, (flags.JSON,), "headway hardware --json", arguments=())

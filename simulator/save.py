@@ -70,16 +70,14 @@ def save_requests(path: str | Path, result: Result) -> None:
 
 def check_writable(path: str | Path, suffixes: tuple[str, ...]) -> None:
     """Raise ConfigError unless a file of one of `suffixes` can be written: before a long run."""
-    target = _target(path, suffixes)
-    with _replacing(target) as place:
+    with replacing(path, suffixes) as place:
         place.touch()
         place.unlink()
 
 
 def _write(path: str | Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
-    target = _target(path, tuple(writers))
-    with _replacing(target) as place:
-        writers[target.suffix](place)
+    with replacing(path, tuple(writers)) as place:
+        writers[place.suffix](place)
 
 
 def _target(path: str | Path, suffixes: tuple[str, ...]) -> Path:
@@ -90,8 +88,13 @@ def _target(path: str | Path, suffixes: tuple[str, ...]) -> Path:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary place beside `target` that becomes it, if it still exists, on success."""
+def replacing(path: str | Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """A temporary place beside `path` that becomes it, if it still exists, on success.
+
+    Raises:
+        ConfigError: another suffix, or the file cannot be written.
+    """
+    target = _target(path, suffixes)
     place = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

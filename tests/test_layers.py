@@ -47,7 +47,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         *("disaggregated", "energy", "fragmentation", "frames", "itl", "latency", "metrics"),
         *("occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
-        *("search", "uncertainty", "validation"),
+        *("search", "timeline", "uncertainty", "validation"),
     },
     # 7: the command line
     {"cli", "commands", "__main__"},

@@ -14,6 +14,7 @@ class Flag:
 
     name: str
     help: str
+    short: str = ""  # "-o"
     key: str = ""  # dotted YAML key it overrides; "" = the command reads it itself
     kind: type = str  # of its value, in the file's checks; bool = a switch
     sets: bool = True  # what a switch sets its key to
@@ -233,11 +234,18 @@ UNCERTAINTY = _panel(
     ),
 )
 JSON = Flag(name="--json", kind=bool, help="Print one JSON document.")
+FIGURES = Flag(name="--figures", metavar="FOLDER", help="Write figures there, as PNG.")
 SAVE = (
     Flag(name="--save-result", metavar="FILE", help="Write the result of vllm bench serve, .json."),
     Flag(name="--save-detailed", kind=bool, help="With arrays a request in --save-result."),
     Flag(name="--requests-out", metavar="FILE", help="Write a row a request, .csv or .parquet."),
-    Flag(name="--figures", metavar="FOLDER", help="Write latency.png and occupancy.png there."),
+    FIGURES,
+    Flag(name="--timeline", metavar="FILE", help="Write a trace for Perfetto, .json."),
+    Flag(
+        name="--timeline-window",
+        metavar="START:END",
+        help="Simulated time in it, such as 10s:20s; default: what 40 MB hold.",
+    ),
 )
 
 
@@ -333,7 +341,7 @@ CALIBRATE = _panel(
 SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *SPECULATION, *WORKLOAD, *RUN, *COALESCE)
 SIMULATE += (*UNCERTAINTY, JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
-SEARCH += (*UNCERTAINTY, JSON)
+SEARCH += (*UNCERTAINTY, JSON, FIGURES)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)
 REPRODUCE = _panel(
     "Reproduction",
@@ -363,4 +371,8 @@ VALIDATE = (
         Flag(name="--all", kind=bool, help="List every run, not the furthest off only."),
         JSON,
     ),
+)
+
+REPORT = (
+    Flag(name="--output", short="-o", metavar="FILE", help="The page, .html; default report.html."),
 )

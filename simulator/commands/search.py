@@ -7,6 +7,7 @@ import sys
 from simulator.commands.flags import SEARCH
 from simulator.commands.output import console, print_json, progress_bar
 from simulator.commands.overrides import Values, document_of, num_draws
+from simulator.commands.simulate import check_folder
 from simulator.config import resolve_search
 from simulator.errors import InfeasiblePlan, InvariantViolation
 from simulator.search import PlanRecord, SearchOutcome, run_search
@@ -22,6 +23,7 @@ def run(experiment: str | None, values: Values) -> int:
         InfeasiblePlan: no plan can serve the workload.
         InvariantViolation: a plan broke the simulator.
     """
+    check_folder(values)
     draws = num_draws(values)
     spec = resolve_search(document_of(experiment, SEARCH, values))
     if draws:
@@ -41,6 +43,10 @@ def run(experiment: str | None, values: Values) -> int:
                 found = search_uncertainty(spec, outcome, draws, progress=show, store=store)
         except KeyboardInterrupt:  # the search itself is finished and worth showing
             is_cut = True
+    if values["figures"] and not outcome.interrupted:
+        from simulator.report.figures_search import save_search_figures
+
+        save_search_figures(values["figures"], outcome)
     if values["json"]:
         print_json(outcome.to_json() | ({"uncertainty": found.to_json()} if found else {}))
     else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from simulator.batch import FOREVER
 from simulator.commands.flags import SIMULATE
 from simulator.commands.output import console, print_json, progress_bar
 from simulator.commands.overrides import Values, document_of, num_draws
@@ -15,6 +17,10 @@ from simulator.experiment import Experiment
 from simulator.metrics import summarise
 from simulator.recorder import Result
 from simulator.save import check_writable, save_requests, save_result
+from simulator.units import parse, to_ns
+
+if TYPE_CHECKING:
+    from simulator.timeline import Written
 
 
 def run(experiment: str | None, values: Values) -> None:
@@ -35,6 +41,7 @@ def run(experiment: str | None, values: Values) -> None:
     if draws:
         with progress_bar("draws") as show:
             found = run_uncertainty(resolved, summary, draws, progress=show)
+    written = save_trace(result, values)
     if values["json"]:
         print_json(summary | ({"uncertainty": found.to_json()} if found else {}))
         return
@@ -45,18 +52,60 @@ def run(experiment: str | None, values: Values) -> None:
         from simulator.report.uncertainty_table import print_run_uncertainty
 
         print_run_uncertainty(console(), found)
+    if written:
+        start, end, of = (f"{ns / 1e9:.4g}" for ns in (*written.window_ns, written.end_ns))
+        name, num = values["timeline"], written.num_events
+        print(f"{name}: {num:,} events of {start} to {end} s, the run takes {of} s")
 
 
 def check_outputs(values: Values) -> None:
     """Refuse an output that cannot be written before simulating for it."""
     if values["save_detailed"] and not values["save_result"]:
         raise ConfigError("--save-detailed: expected --save-result FILE with it (got none)")
-    for name, suffixes in (("save_result", (".json",)), ("requests_out", (".csv", ".parquet"))):
+    if values["timeline_window"] and not values["timeline"]:
+        raise ConfigError("--timeline-window: expected --timeline FILE with it (got none)")
+    window_of(values["timeline_window"])
+    outputs = {
+        "save_result": (".json",),
+        "requests_out": (".csv", ".parquet"),
+        "timeline": (".json",),
+    }
+    for name, suffixes in outputs.items():
         if values[name]:
             check_writable(values[name], suffixes)
+    check_folder(values)
+
+
+def check_folder(values: Values) -> None:
+    """Refuse --figures FILE before simulating for it."""
     folder = values["figures"]
     if folder and Path(folder).exists() and not Path(folder).is_dir():
         raise ConfigError(f"--figures: expected a folder (got the file {folder})")
+
+
+def window_of(text: str | None) -> tuple[int, int] | None:
+    """Nanoseconds of "10s:20s"; an end left out is that of the run; None where not given."""
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not colon:
+        raise ConfigError(f"--timeline-window: expected START:END, such as 10s:20s (got {text!r})")
+    start_ns, end_ns = (
+        to_ns(parse(side, "time", key="--timeline-window")) if side.strip() else default
+        for side, default in ((first, 0), (last, FOREVER))
+    )
+    if start_ns >= end_ns:
+        raise ConfigError(f"--timeline-window: expected START before END (got {text!r})")
+    return start_ns, end_ns
+
+
+def save_trace(result: Result, values: Values) -> Written | None:
+    """The timeline, where it is asked for."""
+    if not values["timeline"]:
+        return None
+    from simulator.timeline import save_timeline
+
+    return save_timeline(values["timeline"], result, window_of(values["timeline_window"]))
 
 
 def save(
@@ -84,4 +133,4 @@ def save(
     if values["figures"]:
         from simulator.report.figures import save_figures
 
-        save_figures(values["figures"], result)
+        save_figures(values["figures"], experiment, result)

@@ -1,4 +1,4 @@
-"""Figures of one run as PNG files: latency distributions, and occupancy over time."""
+"""Figures of one run: latency distributions, latency and occupancy over time."""
 
 from __future__ import annotations
 
@@ -7,75 +7,122 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulator.errors import ConfigError
+from simulator.experiment import Experiment
 from simulator.frames import request_frame, timeseries
+from simulator.itl import token_log
 from simulator.recorder import Result
+from simulator.report import style
+from simulator.report.figures_ops import iteration_figure, roofline_figure, sampled
 
-if TYPE_CHECKING:  # matplotlib loads only when a figure is drawn
+if TYPE_CHECKING:  # matplotlib and pandas load only when a figure is drawn
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Floats = np.typing.NDArray[np.float64]
 NUM_BUCKETS = 200  # points of a time series: one for each few pixels
-DOTS_PER_INCH = 150
+LATENCIES = ("TTFT", "TPOT", "ITL", "E2E")
 
 
-def save_figures(folder: str | Path, result: Result) -> list[Path]:
-    """Write latency.png and occupancy.png into `folder`, replacing older ones; returns the paths.
+def save_figures(folder: str | Path, experiment: Experiment, result: Result) -> list[Path]:
+    """Write the figures of a run into `folder`, replacing older ones; returns the paths.
+
+    latency.png (distributions), latency_over_time.png, occupancy.png, iteration_time.png (where an
+    iteration's time goes, op by op) and roofline.png.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    place = Path(folder)
-    figures = {"latency.png": latency_figure(result), "occupancy.png": occupancy_figure(result)}
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(place / name, dpi=DOTS_PER_INCH, metadata={"Software": None})
-    except OSError as error:
-        raise ConfigError(f"{place}: cannot be written ({error.strerror or error})") from error
-    return [place / name for name in figures]
+    samples = sampled(experiment, result)
+    figures = {
+        "latency.png": latency_figure(result),
+        "latency_over_time.png": latency_over_time_figure(result),
+        "occupancy.png": occupancy_figure(result),
+        "iteration_time.png": iteration_figure(samples),
+        "roofline.png": roofline_figure(experiment, samples),
+    }
+    return style.save(folder, figures)
 
 
 def latency_figure(result: Result) -> Figure:
-    """Cumulative distributions of TTFT, TPOT and E2E over completed requests."""
-    from matplotlib.figure import Figure
+    """Cumulative distributions of TTFT, TPOT, ITL and E2E over completed requests."""
+    figure, axes = style.new_figure(4.8, 2, 2)
+    done = _completed(result)
+    for one, name in zip(axes, LATENCIES, strict=True):
+        if name == "ITL":
+            gaps_ns, counts = token_log(result).gaps()
+            _draw_cdf(one, gaps_ns / 1e9, counts, name)
+        else:
+            values = done[f"{name.lower()}_s"].dropna().to_numpy()
+            _draw_cdf(one, values, np.ones(len(values), dtype=np.int64), name)
+    for one in axes[::2]:
+        style.label(one, ylabel="share (%)")
+    return figure
 
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    frame = request_frame(result)
-    done = frame[frame["status"] == "completed"]
-    for axes, name in zip(figure.subplots(1, 3), ("ttft", "tpot", "e2e"), strict=True):
-        _draw_cdf(axes, done[f"{name}_s"].dropna().to_numpy(), name.upper())
+
+def latency_over_time_figure(result: Result) -> Figure:
+    """TTFT, TPOT and E2E of each request at the moment it was sent."""
+    figure, axes = style.new_figure(5.4, 3, 1, sharex=True)
+    done = _completed(result)
+    for one, name, colour in zip(axes, ("TTFT", "TPOT", "E2E"), style.COLOURS, strict=False):
+        values = done[f"{name.lower()}_s"]
+        scale, unit = style.scaled(values.max() if values.notna().any() else 0.0)
+        one.scatter(done["sent_s"], values * scale, s=6, linewidths=0, alpha=0.5, color=colour)
+        style.label(one, ylabel=f"{name} ({unit})")
+        one.set_ylim(bottom=0)
+        if not values.notna().any():
+            style.empty(one)
+    style.label(axes[-1], xlabel="sent at (s)")
     return figure
 
 
 def occupancy_figure(result: Result) -> Figure:
-    """KV blocks in use, and requests running and waiting, over time."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    """Output tokens/s, requests running and waiting, and KV blocks in use, over time."""
+    figure, axes = style.new_figure(5.8, 3, 1, sharex=True)
     duration_s = max(result.end_ns, int(result.sent_ns.max()), 1) / 1e9
     frame = timeseries(result, duration_s / NUM_BUCKETS)
-    upper.step(frame["time_s"], 100 * frame["kv_utilisation"], where="post", color="tab:green")
-    upper.set(ylabel="KV blocks in use (%)", ylim=(0, 105))
-    for name, colour in (("running", "tab:blue"), ("waiting", "tab:orange")):
-        lower.step(frame["time_s"], frame[name], where="post", label=name, color=colour)
-    lower.set(xlabel="simulated time (s)", ylabel="requests", xlim=(0, duration_s))
-    lower.set_ylim(bottom=0)
-    lower.legend(frameon=False)
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
+    tokens, requests, memory = axes
+    _steps(tokens, frame, "output_tokens_per_s", 0)
+    style.label(tokens, ylabel="tokens/s")
+    for number, name in enumerate(("running", "waiting")):
+        _steps(requests, frame, name, number, label=name)
+    style.label(requests, ylabel="requests")
+    style.legend(requests, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98))
+    frame["kv_percent"] = 100 * frame["kv_utilisation"]
+    _steps(memory, frame, "kv_percent", 2)
+    style.label(memory, ylabel="KV blocks (%)", xlabel="simulated time (s)", xlim=(0, duration_s))
+    for one in axes:
+        one.set_ylim(bottom=0)
     return figure
 
 
-def _draw_cdf(axes: Axes, values_s: np.typing.NDArray[np.float64], title: str) -> None:
-    axes.set(title=title, ylim=(0, 1), ylabel="share of requests")
-    axes.grid(alpha=0.3)
+def _completed(result: Result) -> pd.DataFrame:
+    frame = request_frame(result)
+    return frame[frame["status"] == "completed"]
+
+
+def _steps(axes: Axes, frame: pd.DataFrame, name: str, number: int, label: str = "") -> None:
+    colour = style.COLOURS[number]
+    axes.step(frame["time_s"], frame[name], where="post", color=colour, label=label, linewidth=1.2)
+
+
+def _draw_cdf(
+    axes: Axes, values_s: Floats, counts: np.typing.NDArray[np.int64], title: str
+) -> None:
+    """Share of `values_s`, each taken `counts` times, that is no larger; p50 and p99 are marked."""
     if len(values_s) == 0:
-        axes.text(0.5, 0.5, "no request", ha="center", va="center", transform=axes.transAxes)
+        style.label(axes, xlabel=f"{title} (s)", ylim=(0, 101))
+        style.empty(axes, "no request")
         return
-    scale, unit = (1e3, "ms") if values_s.max() < 1 else (1.0, "s")
-    ranked = np.sort(values_s) * scale
-    axes.step(ranked, np.arange(1, len(ranked) + 1) / len(ranked), where="post")
-    axes.set_xlabel(f"{title} ({unit})")
+    order = np.argsort(values_s)
+    scale, unit = style.scaled(float(values_s.max()))
+    ranked, upto = values_s[order] * scale, np.cumsum(counts[order])
+    share = 100 * upto / upto[-1]
+    axes.step(ranked, share, where="post", color=style.BLUE)
+    for percent, colour in ((50, style.GREEN), (99, style.VERMILION)):
+        value = ranked[np.searchsorted(share, percent)]
+        dashes = style.DASHES[1 + percent // 99]
+        axes.axvline(value, color=colour, linestyle=dashes, label=f"p{percent} {value:.3g} {unit}")
+    style.label(axes, xlabel=f"{title} ({unit})", ylim=(0, 101))
     axes.set_xlim(left=0)
+    style.legend(axes, loc="lower right", handlelength=1.4, frameon=True, edgecolor="none")

@@ -18,6 +18,7 @@ from simulator.validation.score import Outcome, Validation, summary_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
 
@@ -116,10 +117,23 @@ def _run_table(runs: Sequence[Outcome], everything: bool) -> Table:
 
 
 def save_validation_figure(path: str | Path, runs: Sequence[Outcome]) -> None:
+    """Write `validation_figure` as PNG, SVG or PDF, by suffix.
+
+    Raises:
+        ConfigError: no run states a latency, or the file cannot be written.
+    """
+    figure = validation_figure(runs)
+    try:
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be written ({error})") from None
+
+
+def validation_figure(runs: Sequence[Outcome]) -> Figure:
     """Predicted against measured, one panel a metric, on logarithmic axes.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: no run states a latency.
     """
     from matplotlib.figure import Figure
 
@@ -132,10 +146,7 @@ def save_validation_figure(path: str | Path, runs: Sequence[Outcome]) -> None:
     for axis, (name, text) in zip(axes, known.items(), strict=True):
         _scatter(axis, runs, name, text)
     axes[0].legend(fontsize=8, loc="upper left", frameon=False)
-    try:
-        figure.savefig(path, dpi=150, metadata={"Software": None})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be written ({error})") from None
+    return figure
 
 
 def _scatter(axis: Axes, runs: Sequence[Outcome], name: str, text: str) -> None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from simulator.cli import run
+from simulator.config import load
+from simulator.costs.explain import explain
+from simulator.engine import simulate
 from simulator.errors import ConfigError
+from simulator.experiment import Experiment
 from simulator.metrics import summarise
 from simulator.recorder import REJECTED, Result
 from simulator.report.figures import save_figures
+from simulator.report.figures_ops import batch_of, sampled
 from simulator.report.tables import print_summary
 from simulator.spec import Slo
 from tests.simulator.logs import by_hand, experiment, ints, one_token, spans
@@ -74,12 +82,74 @@ def test_rejections_and_notes_are_said() -> None:
 
 def test_figures_are_drawn_of_any_run(tmp_path: Path) -> None:
     for number, result in enumerate((by_hand(), one_token(), nothing_served())):
-        paths = save_figures(tmp_path / str(number), result)
-        assert [path.name for path in paths] == ["latency.png", "occupancy.png"]
+        paths = save_figures(tmp_path / str(number), experiment(result.table), result)
+        assert [path.name for path in paths] == [
+            "latency.png",
+            "latency_over_time.png",
+            "occupancy.png",
+            "iteration_time.png",
+            "roofline.png",
+        ]
         assert all(path.read_bytes().startswith(PNG) for path in paths)
+
+
+EVEN = """
+name: even
+model: llama-3.1-8b
+cluster: 1xH100-SXM
+plan: {tp: 1}
+workload: {kind: synthetic, num_prompts: 8, input_len: 1000, output_len: 40, request_rate: inf}
+"""
+
+
+def repriced(setup: Experiment) -> Iterator[tuple[bool, float]]:
+    """Whether iterations hold prefill, and how far their second price is from the time they took.
+
+    The batch that is priced again has the tokens of the log.
+    """
+    result = simulate(setup)
+    (lane,) = result.lanes
+    assert 20 == len(sampled(setup, result, 20))
+    ends = np.cumsum(lane.segments["iterations"])
+    model, plan, group = setup.model, setup.plan, setup.cluster.groups[0]
+    for segment in range(0, len(ends), 1 + len(ends) // 40):
+        index = int(ends[segment]) - 1
+        prefill, decode = batch_of(lane, segment, index)
+        row = {name: int(column[segment]) for name, column in lane.segments.items()}
+        assert row["prefill_tokens"] == sum(tokens for tokens, _ in prefill)
+        assert row["num_prefill"] == len(prefill)
+        assert row["num_decode"] == sum(num for num, _ in decode)
+        before = int(lane.end_ns[index - 1]) if index else 0
+        start = before
+        if row["iterations"] == 1:
+            start = max(before, int(lane.segment_start_ns[segment]))
+        priced_s = explain(model, plan, group, setup.settings, prefill, decode).total_s
+        yield bool(prefill), priced_s * 1e9 / (int(lane.end_ns[index]) - start) - 1
+
+
+def test_sampled_iterations_are_those_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "even.yaml").write_text(EVEN)
+    even = list(repriced(load(tmp_path / "even.yaml")))
+    assert {True, False} == {is_prefill for is_prefill, _ in even}
+    assert 1e-6 > max(abs(error) for _, error in even)
+    # Decodes of unequal contexts take longer than their sum in the log can tell.
+    uneven = list(repriced(load("experiments/quickstart.yaml")))
+    assert 0.2 > max(abs(error) for _, error in uneven)
+
+
+def test_figures_of_a_search(tmp_path: Path) -> None:
+    words = ["experiments/goodput_search.yaml", "--max-requests", "20", "--jobs", "1"]
+    for number, more in enumerate((["--tp", "2,4"], ["--tp", "4", "--objective", "e2e"])):
+        folder = tmp_path / str(number)
+        assert 0 == run(["search", *words, *more, "--json", "--figures", str(folder)])
+        names = ["pareto.png"] if number else ["capacity.png", "pareto.png"]
+        assert names == sorted(path.name for path in folder.iterdir())
+        assert all(path.read_bytes().startswith(PNG) for path in folder.iterdir())
+    (tmp_path / "file").write_text("")
+    assert 2 == run(["search", *words, "--figures", str(tmp_path / "file")])
 
 
 def test_figures_that_cannot_be_written_say_where(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file: cannot be written"):
-        save_figures(tmp_path / "file", by_hand())
+        save_figures(tmp_path / "file", experiment(by_hand().table), by_hand())
