@@ -92,7 +92,7 @@ class Lane:
 
     @property
     def num_running(self) -> int:
-        return len(self.rank.running)
+        return len(self.rank.running) + self.rank.incoming
 
     @property
     def has_work(self) -> bool:
@@ -249,7 +249,7 @@ class Lane:
             self.claim = self._repeats(claim) if claim > 1 else 1
         self.sealed = arrivals_wait and len(self.waiting) > 0
         self.look()
-        if len(self.rank.running) >= self.max_num_seqs:
+        if self.num_running >= self.max_num_seqs:
             self.rank.blocked = True
 
     def look(self) -> None:

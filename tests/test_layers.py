@@ -37,7 +37,18 @@ LAYERS: tuple[set[str], ...] = (
     {"allocators", "costs", "routers", "schedulers", "workloads"}
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
-    {"cluster", "experiment", "lane", "lanes", "lockstep", "rank", "replica"},
+    {
+        "cluster",
+        "experiment",
+        "fleet",
+        "kv_link",
+        "lane",
+        "lanes",
+        "lockstep",
+        "migration",
+        "rank",
+        "replica",
+    },
     # 5: one run
     {"engine"},
     # 6: around a run

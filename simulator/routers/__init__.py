@@ -13,6 +13,7 @@ from typing import Protocol
 from zlib import crc32
 
 from simulator.request import Sequence
+from simulator.routers.llumnix import Llumnix
 
 
 class RankView(Protocol):
@@ -125,4 +126,5 @@ ROUTERS: dict[str, type] = {
     "least_loaded": LeastLoaded,
     "least_tokens": LeastTokens,
     "prefix_aware": PrefixAware,
+    "llumnix": Llumnix,
 }
