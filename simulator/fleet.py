@@ -50,8 +50,7 @@ class Fleet:
             return
         self._switch_off()
         policy, state = self.policy, self.state
-        spare = [policy.spare(rank) for rank in self.ranks if rank.is_open]
-        mean = sum(spare) / len(spare)
+        mean = policy.mean_freeness(self.ranks)
         num_up = sum(each in (OPEN, STARTING) for each in state)
         if mean < policy.up_below and STARTING not in state:
             self._start_one()

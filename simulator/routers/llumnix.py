@@ -4,9 +4,9 @@ An instance is an attention rank. Its freeness is (M - sum of virtual usage) / B
 a running request may still grow by; it is negative while more is queued than fits. Virtual usage
 is the pages a request holds; the whole demand of the first in the queue, which makes an instance
 look full that must make room (de-fragmentation); everything, on an instance that is being drained;
-and for requests of negative priority a headroom besides, which brings the load that others put on
-their instance down to `urgent_load_tokens`. This is the policy; `simulator.migration` moves the
-requests. Without `migrate` and `scale` it is INFaaS++, dispatch by load alone.
+and beside requests of negative priority a headroom, which keeps others away. This is the policy;
+`simulator.migration` moves the requests, `simulator.fleet` starts and drains instances. Without
+`migrate` and `scale` it is INFaaS++, dispatch by load alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from simulator.request import Sequence
 
 VICTIMS = ("shortest", "last")
 POSITIVE = ("interval_s", "scale_interval_s", "max_stages", "min_instances")
-NOT_NEGATIVE = ("last_stage_blocks", "stage_s", "link_bytes_per_s", "urgent_load_tokens",
+NOT_NEGATIVE = ("last_stage_blocks", "stage_s", "link_bytes_per_s", "headroom_tokens",
                 "initial_instances", "startup_s")  # fmt: skip
 
 
@@ -80,18 +80,26 @@ class Llumnix:
     max_stages: int = 3  # a request that outruns its copies is left where it is
     stage_s: float = 0.001  # of every stage besides its copy: its messages; assumption
     link_bytes_per_s: float = 0.0  # of every GPU's copy; 0 = the cluster's links
-    urgent_load_tokens: int = 0  # load beside requests of negative priority; 0 = no headroom
+    headroom_tokens: int = 0  # kept free beside requests of negative priority
     scale: bool = False
     scale_interval_s: float = 10.0
-    up_below: float = 10.0  # mean freeness below which an instance is added
+    up_below: float = 10.0  # freeness of all together below which an instance is added
     down_above: float = 60.0  # above which one is drained
     min_instances: int = 1
     initial_instances: int = 0  # 0 = all
     startup_s: float = 10.0  # from the decision to the first request; assumption
 
     is_static = False
-    reads_cache = False
-    steps = True  # replicas go one iteration at a time: a request may leave after any
+
+    @property
+    def steps(self) -> bool:
+        """Replicas go one iteration at a time: a request may leave after any."""
+        return self.migrate or self.scale
+
+    @property
+    def reads_cache(self) -> bool:
+        """Iterations that have ended must be booked before an arrival: freeness counts pages."""
+        return not self.steps
 
     def __post_init__(self) -> None:
         for name in POSITIVE + NOT_NEGATIVE:
@@ -109,7 +117,7 @@ class Llumnix:
 
     def clash(self, scheduler: Any, allocator: Any) -> str:
         """Why migration does not go with these; "" where it does."""
-        if not (self.migrate or self.scale):
+        if not self.steps:
             return ""
         if getattr(scheduler, "runs_to_completion", False):
             return "a batch that runs to completion lets nobody leave; use another scheduler"
@@ -128,7 +136,7 @@ class Llumnix:
         )
 
     def spare(self, rank: InstanceView) -> float:
-        """Freeness for pairing and scaling: of the queue it counts the head alone."""
+        """Freeness for pairing: of the queue it counts the head alone."""
         if not rank.is_open:
             return -math.inf
         return self.freeness(rank, rank.head_pages, min(1, rank.num_waiting))
@@ -136,7 +144,15 @@ class Llumnix:
     def freeness(self, rank: InstanceView, demand_pages: int, num_queued: int) -> float:
         """Blocks left to each request once `num_queued` more have what they demand."""
         left = rank.num_pages - rank.used_pages - demand_pages
-        if self.urgent_load_tokens and rank.num_urgent:
-            target = self.urgent_load_tokens * rank.block_pages // rank.block_tokens
-            left -= max(0, rank.num_pages - target)
+        if self.headroom_tokens and rank.num_urgent:
+            left -= -(-self.headroom_tokens // rank.block_tokens) * rank.block_pages
         return left / rank.block_pages / max(1, rank.num_running + num_queued)
+
+    def mean_freeness(self, ranks: Ranks[InstanceView]) -> float:
+        """Blocks left to each request of all open instances together, queues included."""
+        left, num = 0.0, 0
+        for rank in ranks:
+            if rank.is_open:
+                left += (rank.num_pages - rank.used_pages - rank.queued_pages) / rank.block_pages
+                num += rank.num_running + rank.num_waiting
+        return left / max(1, num)

@@ -47,6 +47,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "predict": ("none", "oracle", "history"),
     "predict_error": (0.0, 0.5),
     "requests_per_minute": (1, 5, 20),
+    "migrate": (True, False),
     "interval_s": (0.2, 0.01),
     "source_below": (3.0, 0.5),
     "victim": ("shortest", "last"),
