@@ -101,6 +101,7 @@ class Clients:
         self._least_lead = 0 if requests.lead_ns is None else int(requests.lead_ns.min())
         self._queue: deque[int] = deque()  # due, but held back by the concurrency limit
         self._children: dict[int, list[int]] = {}
+        self.num_accepted = len(accepted)
         self._accepted = set(accepted.tolist()) if len(accepted) < len(table) else None
         self._roots = self._plan_turns(table)
         self._next_ns = int(table.arrival_ns[0])
@@ -149,9 +150,10 @@ class Clients:
 
     def _later(self, i: int, time_ns: int) -> None:
         heappush(self._due, (time_ns, i))
-        self._then(time_ns, self._send_due)
+        self.then(time_ns, self._send_due)
 
-    def _then(self, time_ns: int, act: Callable[[], None]) -> None:
+    def then(self, time_ns: int, act: Callable[[], None]) -> None:
+        """Do something at that time, before any iteration that ends then."""
         callbacks = self._at(time_ns).callbacks
         assert callbacks is not None
         callbacks.append(lambda _: act())
@@ -176,7 +178,7 @@ class Clients:
             self._arrive(i, now_ns)
             return
         heappush(self._coming, (now_ns + self._lead[i], i))
-        self._then(now_ns + self._lead[i], self._arrivals)
+        self.then(now_ns + self._lead[i], self._arrivals)
 
     def _arrivals(self) -> None:
         now_ns = int(self.env.now)

@@ -19,9 +19,12 @@ from simulator.costs.efficiency import host_profile
 from simulator.drafting import SpeculationKind, speculation_kind
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
+from simulator.fleet import mobile
+from simulator.kv_link import copy_time
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
 from simulator.lockstep import Lockstep
+from simulator.migration import CopyTime
 from simulator.placement import check_cluster, replicas_that_fit, stage_layers
 from simulator.rank import Rank
 from simulator.recorder import (
@@ -36,6 +39,7 @@ from simulator.recorder import (
 from simulator.replica import Feed, Replica
 from simulator.request import Ints, RequestTable
 from simulator.routers import Router
+from simulator.routers.llumnix import Llumnix
 from simulator.schedulers import Scheduler
 from simulator.spec import NodeGroup
 from simulator.speculating import SpeculatingLane
@@ -78,6 +82,7 @@ class Setup:
     plans_ahead: bool = False  # asynchronous scheduling: each iteration is planned one ahead
     horizon_ns: int = FOREVER
     coalesce: bool = True
+    copy_ns: CopyTime | None = None  # of pages between two replicas; None = they share no link
 
 
 def simulate(experiment: Experiment, progress: Progress | None = None) -> Result:
@@ -105,6 +110,7 @@ def prepare(experiment: Experiment) -> Setup:
         plans_ahead=settings.async_scheduling,
         horizon_ns=to_ns(experiment.horizon_s) if is_finite else FOREVER,
         coalesce=experiment.coalesce,
+        copy_ns=copy_time(experiment),
     )
     if experiment.speculation is not None:
         _refuse_with_speculation(setup, experiment.speculation.drafter.kind)
@@ -207,12 +213,21 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
     else:
         clients = Clients(env, requests, accepted, setup.router, recorder, setup.horizon_ns)
     replicas = build(setup, env, recorder, feeds, clients)
+    moves = fleet = None
     if clients is not None:
         clients.connect(replicas)
+        if isinstance(setup.router, Llumnix):
+            moves, fleet = mobile(setup.router, clients, replicas, setup.copy_ns)
     if progress is not None:
         env.process(_tick(env, progress, recorder, len(table), replicas))
     env.run()
-    return _collect(setup, recorder, replicas)
+    if moves is not None:
+        moves.close()
+    result = _collect(setup, recorder, replicas)
+    if moves is None or fleet is None:
+        return result
+    fleet.close(result.end_ns)
+    return replace(result, migrations=moves.rows(), uptime=fleet.rows())
 
 
 def _each(setup: Setup) -> Iterator[ReplicaKind]:
@@ -269,7 +284,7 @@ def build(
                 env,
                 ranks,
                 batches,
-                coalesce=setup.coalesce,
+                coalesce=setup.coalesce and not getattr(setup.router, "steps", False),
                 horizon_ns=setup.horizon_ns,
                 feed=feed,
                 next_arrival=next_arrival,
@@ -299,6 +314,19 @@ def refuse_clash(setup: Setup) -> None:
     if reason:
         names = (type(setup.scheduler).__name__, type(policy).__name__)
         raise ConfigError(f"scheduler {names[0]} and allocator {names[1]} clash: {reason}")
+    clash = getattr(setup.router, "clash", None)
+    reason = "" if clash is None else clash(setup.scheduler, policy)
+    if reason:
+        names = (type(setup.router).__name__, type(setup.scheduler).__name__)
+        raise ConfigError(
+            f"router {names[0]}, scheduler {names[1]} and allocator {type(policy).__name__} "
+            f"clash: {reason}"
+        )
+    if getattr(setup.router, "scale", False) and any(kind.num_ranks > 1 for kind in setup.kinds):
+        raise ConfigError(
+            "router.scale: expected plan.attention_dp = 1, as ranks that step together are started "
+            f"and drained together (got {setup.kinds[0].num_ranks})"
+        )
 
 
 def _allocator(setup: Setup, kind: ReplicaKind) -> KVAllocator:

@@ -98,7 +98,8 @@ class Lane:
 
     @property
     def num_running(self) -> int:
-        return len(self.rank.running)
+        rank = self.rank
+        return len(rank.running) + rank.incoming
 
     @property
     def has_work(self) -> bool:
@@ -268,8 +269,9 @@ class Lane:
             self.claim = self._repeats(claim) if claim > 1 else 1
         self.sealed = arrivals_wait and len(self.waiting) > 0
         self.look()
-        if len(self.rank.running) >= self.max_num_seqs:
-            self.rank.blocked = True
+        rank = self.rank
+        if len(rank.running) + rank.incoming >= self.max_num_seqs:
+            rank.blocked = True
 
     def look(self) -> None:
         """Note what the log says of the moment an iteration is planned."""

@@ -61,7 +61,9 @@ class Rank:
         "blocked",
         "by_priority",
         "fresh",
+        "incoming",
         "index",
+        "is_open",
         "lanes",
         "layout",
         "now_ns",
@@ -103,6 +105,8 @@ class Rank:
         self.warm: set[int] = set()  # size classes of iterations with chunks that have been run
         self.outstanding_tokens = 0
         self.on_finish = on_finish
+        self.incoming = 0  # running requests of other ranks that have a place here reserved
+        self.is_open = True  # takes requests
 
     @property
     def num_waiting(self) -> int:
@@ -114,6 +118,44 @@ class Rank:
 
     def cached_prefix(self, seq: Sequence) -> int:
         return self.allocator.match(seq)[0]
+
+    # --- what a router that moves requests sees; pages are as of the last iteration booked --------
+
+    @property
+    def num_pages(self) -> int:
+        return self.allocator.num_pages
+
+    @property
+    def used_pages(self) -> int:
+        return self.allocator.num_pages - self.allocator.free_pages
+
+    @property
+    def block_tokens(self) -> int:
+        return self.layout.block_tokens
+
+    @property
+    def block_pages(self) -> int:
+        return self.layout.most
+
+    @property
+    def head_pages(self) -> int:
+        """Whole demand of the first in the queue."""
+        if not self.num_waiting:
+            return 0
+        head = self.waiting[0] if self.waiting else self.fresh[0][1]
+        return self.layout.pages(head.prefill_tokens)
+
+    @property
+    def queued_pages(self) -> int:
+        """Of everybody in the queue, by their prompts; O(running), as queues may be long."""
+        if not self.num_waiting:
+            return 0
+        tokens = self.outstanding_tokens - sum(seq.prompt_tokens for seq in self.running)
+        return max(self.head_pages, -(-tokens // self.block_tokens) * self.block_pages)
+
+    @property
+    def num_urgent(self) -> int:
+        return sum(seq.priority < 0 for seq in self.running)
 
     def catch_up(self) -> None:
         """Book what the lanes have let run, so that pages and sequences are as they are now."""

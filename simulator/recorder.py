@@ -38,6 +38,8 @@ SPECULATION_COLUMNS = (
     "accepted_tokens",  # of the drafts, also where a request ended before them
     "draft_ns",  # time of the drafter, at the start of the iteration
 )
+MIGRATION_COLUMNS = ("request", "source", "target", "begin_ns", "left_ns", "resumed_ns", "stages",
+                     "pages")  # fmt: skip  # ranks; -1 = never, as of one that was given up
 
 
 def as_ints(column: array[int]) -> Ints:
@@ -93,7 +95,11 @@ class Result:
     block_tokens: int
     end_ns: int  # end of the last iteration
     notes: tuple[str, ...] = field(default=())
-    pauses: Ints | None = None  # spans that end because the decodes waited, pages still held
+    pauses: Ints | None = None  # spans that end because the decodes waited or moved, KV kept
+    # Of a router that moves requests: a row a migration with MIGRATION_COLUMNS, and a row a time
+    # that a rank was up (rank, from ns, to ns).
+    migrations: Ints | None = None
+    uptime: Ints | None = None
     # Of allocators that set pages aside at admission: tokens asked for, and slots given.
     counters: dict[str, int] = field(default_factory=dict)  # of allocators, by name
     pages_per_block: int = 1  # more for models with attention windows
@@ -154,15 +160,15 @@ class Recorder:
 
     def span(self, seq: Sequence, lane: int, iteration: int) -> None:
         """The iterations that gave `seq` tokens end with this one, for now."""
-        if seq.span_start >= 0:
+        if 0 <= seq.span_start <= iteration:
             self.spans.extend((seq.id, lane, seq.span_start, iteration))
-            seq.span_start = -1
+        seq.span_start = -1
 
     def paused(self, seq: Sequence, lane: int, iteration: int) -> None:
-        """As `span`, but `seq` keeps its pages and goes on later."""
-        if seq.span_start >= 0:
+        """As `span`, but `seq` keeps its KV and goes on later."""
+        if 0 <= seq.span_start <= iteration:
             self.pauses.append(len(self.spans) // 4)
-            self.span(seq, lane, iteration)
+        self.span(seq, lane, iteration)
 
     def columns(self) -> dict[str, Ints]:
         """Per-request columns of a `Result`."""

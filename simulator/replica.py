@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 import simpy
 
 from simulator.batch import FOREVER
+from simulator.lane import Lane
 from simulator.lockstep import Lockstep, Pipeline
 from simulator.rank import Rank
 from simulator.request import Sequence
@@ -88,6 +89,7 @@ class Replica:
         self._next_arrival = next_arrival if feed is None else feed.next_ns
         self._runs_ahead = coalesce and not self._is_alone and self._next_arrival is not None
         self._keeps_plans = self._runs or self._runs_ahead
+        self.at_end: Callable[[list[Lane]], None] | None = None  # told of lanes that have ended
         self.process = env.process(self.run())
 
     def run(self) -> Generator[simpy.Event, object, None]:
@@ -174,6 +176,8 @@ class Replica:
         num_ended = len(batch.ended)
         batch.log(num_ended)
         batch.grow(1 if self._runs_ahead else num_ended)
+        if self.at_end is not None:
+            self.at_end(batch.lanes)
         return batch
 
     def _start_run(self, batch: Lockstep, now_ns: int) -> bool:
@@ -230,6 +234,11 @@ class Replica:
         if not self.process.is_alive:
             return
         if self.idle or (self._runs and self._cut_run(now_ns)):
+            self.process.interrupt()
+
+    def wake(self) -> None:
+        """Pages or sequences have come or gone: an idle batch may have something to do."""
+        if self.idle and self.process.is_alive:
             self.process.interrupt()
 
     def _cut_run(self, now_ns: int) -> bool:

@@ -12,27 +12,25 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from simulator.request import Sequence
+from simulator.routers.llumnix import InstanceView, Llumnix
 
 MASK = (1 << 64) - 1
 
 
-class RankView(Protocol):
+class RankView(InstanceView, Protocol):
     """Load of one attention rank, as a router sees it."""
 
     outstanding_tokens: int  # prompt tokens of every request it has not finished
-
-    @property
-    def num_waiting(self) -> int: ...
-
-    @property
-    def num_running(self) -> int: ...
 
     def cached_prefix(self, seq: Sequence) -> int: ...
 
 
 class Router(Protocol):
-    is_static: bool
-    reads_cache: bool
+    @property
+    def is_static(self) -> bool: ...
+
+    @property
+    def reads_cache(self) -> bool: ...
 
     def choose(self, number: int, seq: Sequence, ranks: Ranks[RankView]) -> int:
         """Index of the rank for the `number`-th request routed."""
@@ -129,4 +127,5 @@ ROUTERS: dict[str, type] = {
     "least_loaded": LeastLoaded,
     "least_tokens": LeastTokens,
     "prefix_aware": PrefixAware,
+    "llumnix": Llumnix,
 }

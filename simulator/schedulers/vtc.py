@@ -137,7 +137,10 @@ class ClientQueues:
         """A preempted request comes back; what it was given stays paid."""
         self._num += 1
         self._preempted.add(seq)
-        self._queues.setdefault(self._client[seq.id], deque()).appendleft(seq)
+        client = self._client[seq.id]
+        if client not in self.counters:
+            self._enter(client)
+        self._queues.setdefault(client, deque()).appendleft(seq)
 
     def popleft(self) -> Sequence:
         client = self._next_client()
@@ -158,7 +161,10 @@ class ClientQueues:
 
     def update(self, lane: LaneView) -> None:
         """Charge what has been generated since the last time, then let newcomers in."""
-        running = set(lane.running())
+        running = dict.fromkeys(lane.running())
+        for seq in running:
+            if seq not in self._charged:  # moved here: paid for elsewhere until now
+                self._charged[seq] = lane.generated(seq)
         for seq, paid in list(self._charged.items()):
             client, generated = self._client[seq.id], lane.generated(seq)
             is_over = seq not in running and seq not in self._preempted

@@ -52,15 +52,22 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "predict": ("none", "oracle", "history"),
     "predict_error": (0.0, 0.5),
     "requests_per_minute": (1, 5, 20),
+    "migrate": (True, False),
+    "interval_s": (0.2, 0.01),
+    "source_below": (3.0, 0.5),
+    "victim": ("shortest", "last"),
+    "last_stage_blocks": (16, 2, 0),
+    "max_stages": (3, 1),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
 CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention")}
+STATELESS = tuple(name for name in ROUTERS if name != "llumnix")  # they go with every policy
 USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
 COMBINATIONS = (
     # Every router with what an experiment gets unasked, every other policy with each of the rest.
     *product(("vllm_v1",), ROUTERS, ("paged", "prefix_caching")),
     *(
-        (scheduler, tuple(ROUTERS)[number % len(ROUTERS)], allocator)
+        (scheduler, STATELESS[number % len(STATELESS)], allocator)
         for number, (scheduler, allocator) in enumerate(product(SCHEDULERS, ALLOCATORS))
         if (scheduler not in USUAL or allocator not in USUAL)
         and (scheduler, allocator) not in CLASHES
