@@ -43,7 +43,7 @@ LAYERS: tuple[set[str], ...] = (
     # 6: around a run
     {
         *("disaggregated", "energy", "fragmentation", "frames", "itl", "latency", "metrics"),
-        *("occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
+        *("live", "occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
         *("search", "uncertainty", "validation"),
     },
     # 7: the command line
@@ -53,7 +53,7 @@ POLICIES = {"allocators", "costs", "routers", "schedulers", "workloads"}  # not 
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Third-party libraries, and where in `simulator` each may be imported.
-SIMPY = {"cluster", "engine", "replica"}
+SIMPY = {"cluster", "engine", "live", "replica"}
 AROUND_A_RUN = LAYERS[6] | LAYERS[7]
 ALLOWED: dict[str, set[str]] = {
     "numpy": set(LAYER) - LAYERS[0],
