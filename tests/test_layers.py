@@ -44,7 +44,7 @@ LAYERS: tuple[set[str], ...] = (
     {
         *("disaggregated", "energy", "fragmentation", "frames", "itl", "latency", "metrics"),
         *("live", "occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
-        *("search", "uncertainty", "validation"),
+        *("search", "serve", "uncertainty", "validation"),
     },
     # 7: the command line
     {"cli", "commands", "__main__"},
@@ -62,7 +62,10 @@ ALLOWED: dict[str, set[str]] = {
     "pyarrow": {"workloads", *AROUND_A_RUN},  # traces are read by its CSV reader, runs are not
     "scipy": {"costs", "workloads", *AROUND_A_RUN},
     "pandas": AROUND_A_RUN,
-    "pydantic": {"config"},
+    "pydantic": {"config", "serve"},
+    "starlette": {"serve"},
+    "prometheus_client": {"serve"},
+    "uvicorn": {"commands"},
     "matplotlib": {"report"},
     "plotly": {"report"},
     "rich": {"cli", "commands", "report"},

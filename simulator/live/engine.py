@@ -42,6 +42,7 @@ class LiveEngine:
         experiment: what is simulated.
         places: most requests in flight.
         on_finish: told of each request that ends (or has been dropped), when it does.
+        on_token: told of each token, and the ns since the one before it; -1 = it is the first.
 
     Raises:
         InfeasiblePlan: as `engine.prepare`.
@@ -53,11 +54,13 @@ class LiveEngine:
         experiment: Experiment,
         places: int,
         on_finish: Callable[[Ticket], None] = lambda ticket: None,
+        on_token: Callable[[Ticket, int], None] = lambda ticket, ns: None,
     ) -> None:
         setup = without_workload(experiment)
         self.totals = Totals()
         self.places = places
         self._on_finish = on_finish
+        self._on_token = on_token
         self._env = simpy.Environment()
         self._recorder = forgetful_recorder()
         self._num_sent = 0
@@ -166,7 +169,7 @@ class LiveEngine:
         if self._router.reads_cache:
             for replica in self._replicas:
                 replica.settle(now_ns)
-        target = self._router.choose(self._num_routed, seq, self._ranks)
+        target = ticket.rank = self._router.choose(self._num_routed, seq, self._ranks)
         self._num_routed += 1
         self._ranks[target].receive(seq, now_ns)
         self._owners[target].notify(now_ns)
@@ -181,7 +184,7 @@ class LiveEngine:
             self._seen[number] = len(ends)
             prefilling = set(lane.prefilling)
             steps = lane.decodes.iteration
-            for seq in lane.rank.running:
+            for seq in reversed(lane.rank.running):  # a first token before others' next
                 if seq.lane == lane.key:
                     since = 0 if seq in prefilling else steps - seq.decode_since
                     self._give(self._tickets[seq.id], seq.generated_tokens + since, ends[-1])
@@ -194,13 +197,17 @@ class LiveEngine:
 
     def _give(self, ticket: Ticket, given: int, now_ns: int) -> None:
         if given > ticket.given:
+            gap_ns = -1
             if ticket.first_ns < 0:
                 assert ticket.seq is not None
                 ticket.first_ns = now_ns
                 ticket.scheduled_ns = self._recorder.scheduled_ns[ticket.seq.id]
+            else:
+                gap_ns = now_ns - ticket.latest_ns
             self.totals.tokens += given - ticket.given
             ticket.given = given
             ticket.latest_ns = now_ns
+            self._on_token(ticket, gap_ns)
             ticket.change()
 
     def _finished(self, seq: Sequence, now_ns: int) -> None:
@@ -260,12 +267,9 @@ class LiveEngine:
     # --- what a monitor sees ------------------------------------------------------------------
 
     @property
-    def num_running(self) -> int:
-        return sum(rank.num_running for rank in self._ranks)
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._tickets) - self.num_running
+    def ranks(self) -> tuple[Rank, ...]:
+        """Waiting, running and pages of each attention rank."""
+        return tuple(self._ranks)
 
     @property
     def kv_usage(self) -> float:

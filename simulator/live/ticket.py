@@ -20,9 +20,10 @@ class Ticket:
         "latest_ns",
         "preemptions",
         "prompt_tokens",
+        "rank",
         "scheduled_ns",
-        "seq",
         "sent_ns",
+        "seq",
     )
 
     def __init__(self, prompt_tokens: int, asked: int, change: Callable[[], None]) -> None:
@@ -32,7 +33,7 @@ class Ticket:
         self.change = change  # called when there are more
         self.seq: Sequence | None = None  # None = gone
         self.sent_ns = self.scheduled_ns = self.first_ns = self.latest_ns = self.finish_ns = -1
-        self.preemptions = 0
+        self.preemptions = self.rank = 0
         self.is_dropped = False  # nobody waits for it any more
 
     @property

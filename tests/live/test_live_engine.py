@@ -107,7 +107,7 @@ def test_a_dropped_request_leaves_its_pages_and_its_place() -> None:
     for ticket in tickets[1:]:  # running, prefilling, waiting, on their way
         engine.drop(ticket)
     engine.advance(engine.now_ns + 200_000_000)
-    assert (1, 1) == (engine.num_in_flight, engine.num_running)
+    assert (1, 1) == (engine.num_in_flight, engine.ranks[0].num_running)
     assert engine.kv_usage < usage / 10
     assert all(ticket.given < 200 for ticket in tickets[1:])
     while engine.num_in_flight:
