@@ -304,6 +304,10 @@ SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *WORKLOAD, *RUN, *COALESC
 SIMULATE += (JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
 SEARCH += (*UNCERTAINTY, JSON)
+SEARCH += (
+    Flag(name="--deploy", help="Best plan for vllm, sglang, tensorrt-llm or kubernetes."),
+    Flag(name="--deploy-out", metavar="FILE", help="Write that there."),
+)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)
 SERVE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, RUN[0])
 SERVE += _panel(
