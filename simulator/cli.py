@@ -159,7 +159,7 @@ CALIBRATION = (
         "target",
         "SOURCE|FOLDER|GPU|RESULT",
         "import: aiconfigurator, vidur, apex or vllm-forward; from-bench: a result of "
-        "`vllm bench serve`, or a runs.csv; else a folder, or a bundled GPU.",
+        "`vllm bench serve` or SGLang's bench_serving, or a runs.csv; else a folder, or a GPU.",
     ),
     inspect.Parameter(
         "paths",
