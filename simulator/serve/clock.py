@@ -10,6 +10,7 @@ from math import inf
 from simulator.live.engine import LiveEngine
 from simulator.live.ticket import Ticket
 
+ROUNDED_S = 0.001  # timers of an event loop are late by up to this: the rest is polled
 SLICE_S = 0.005  # of catching up, before connections get their turn
 
 
@@ -22,7 +23,7 @@ class WallClock:
         self.failure: Exception | None = None  # a bug of the engine: nothing comes any more
         self.on_failure: Callable[[], None] = lambda: None
         self._begin_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
 
     def start(self) -> None:
         self._begin_s = asyncio.get_running_loop().time()
@@ -60,8 +61,12 @@ class WallClock:
             self._timer = None
         next_ns = self.engine.next_ns
         if next_ns < inf:
-            due_s = self._begin_s + next_ns / self.speed / 1e9
-            self._timer = asyncio.get_running_loop().call_at(due_s, self._tick)
+            loop = asyncio.get_running_loop()
+            left_s = self._begin_s + next_ns / self.speed / 1e9 - loop.time()
+            if left_s > ROUNDED_S:
+                self._timer = loop.call_later(left_s - ROUNDED_S, self._tick)
+            else:
+                self._timer = loop.call_soon(self._tick)
 
     def _tick(self) -> None:
         self._timer = None
