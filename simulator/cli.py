@@ -47,6 +47,13 @@ def search(experiment: str | None, **values: Any) -> int:
     return run(experiment, values)
 
 
+def serve(experiment: str | None, **values: Any) -> None:
+    """Serve an emulated model over HTTP, as OpenAI's API: tokens come when simulated ones would."""
+    from simulator.commands.serve import run
+
+    run(experiment, values)
+
+
 def explain(experiment: str | None, **values: Any) -> None:
     """Show where the time of one iteration goes, op by op."""
     from simulator.commands.explain import run
@@ -160,7 +167,7 @@ CALIBRATION = (
         "target",
         "SOURCE|FOLDER|GPU|RESULT",
         "import: aiconfigurator, vidur, apex or vllm-forward; from-bench: a result of "
-        "`vllm bench serve`, or a runs.csv; else a folder, or a bundled GPU.",
+        "`vllm bench serve` or SGLang's bench_serving, or a runs.csv; else a folder, or a GPU.",
     ),
     inspect.Parameter(
         "paths",
@@ -226,6 +233,12 @@ _add(
     "headway search experiments/plan_search.yaml",
     "headway search --model llama-3.1-70b --cluster 8xH100-SXM --trace chat-1k "
     "--objective goodput --slo ttft=1s --slo tpot=50ms",
+)
+_add(
+    serve,
+    flags.SERVE,
+    "headway serve experiments/quickstart.yaml --port 8000",
+    'curl localhost:8000/v1/completions -d \'{"prompt": "Hello", "max_tokens": 8}\'',
 )
 _add(
     explain,

@@ -49,6 +49,10 @@ class PriorityQueue:
     def __getitem__(self, index: int) -> Sequence:
         return self._heap[index][2]
 
+    def __delitem__(self, index: int) -> None:
+        del self._heap[index]
+        heapq.heapify(self._heap)
+
     def __len__(self) -> int:
         return len(self._heap)
 

@@ -68,6 +68,16 @@ def save_requests(path: str | Path, result: Result) -> None:
     )
 
 
+def save_text(path: str | Path, text: str) -> None:
+    """Write a text.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    target = Path(path)
+    _write(target, {target.suffix: lambda place: place.write_text(text, encoding="utf-8")})
+
+
 def check_writable(path: str | Path, suffixes: tuple[str, ...]) -> None:
     """Raise ConfigError unless a file of one of `suffixes` can be written: before a long run."""
     with replacing(path, suffixes) as place:
@@ -75,7 +85,7 @@ def check_writable(path: str | Path, suffixes: tuple[str, ...]) -> None:
         place.unlink()
 
 
-def _write(path: str | Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+def _write(path: str | Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
     with replacing(path, tuple(writers)) as place:
         writers[place.suffix](place)
 

@@ -46,8 +46,8 @@ LAYERS: tuple[set[str], ...] = (
     # 6: around a run
     {
         *("disaggregated", "energy", "fragmentation", "frames", "itl", "latency", "metrics"),
-        *("occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
-        *("search", "timeline", "uncertainty", "validation"),
+        *("live", "occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
+        *("search", "serve", "timeline", "uncertainty", "validation"),
     },
     # 7: the command line
     {"cli", "commands", "__main__"},
@@ -63,16 +63,19 @@ POLICIES = {
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Third-party libraries, and where in `simulator` each may be imported.
-SIMPY = {"cluster", "engine", "replica"}
+SIMPY = {"cluster", "engine", "live", "replica"}
 AROUND_A_RUN = LAYERS[6] | LAYERS[7]
 ALLOWED: dict[str, set[str]] = {
     "numpy": set(LAYER) - LAYERS[0],
     "simpy": SIMPY,
-    "yaml": {"config", "gpu_file", "papers", "profiles", "validation"},
+    "yaml": {"config", "gpu_file", "papers", "profiles", "search", "validation"},
     "pyarrow": {"workloads", *AROUND_A_RUN},  # traces are read by its CSV reader, runs are not
     "scipy": {"costs", "workloads", *AROUND_A_RUN},
     "pandas": AROUND_A_RUN,
-    "pydantic": {"config"},
+    "pydantic": {"config", "serve"},
+    "starlette": {"serve"},
+    "prometheus_client": {"serve"},
+    "uvicorn": {"commands"},
     "matplotlib": {"report"},
     "plotly": {"report"},
     "rich": {"cli", "commands", "report"},

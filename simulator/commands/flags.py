@@ -342,7 +342,22 @@ SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *SPECULATION, *WORKLOAD, 
 SIMULATE += (*UNCERTAINTY, JSON, *SAVE)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
 SEARCH += (*UNCERTAINTY, JSON, FIGURES)
+SEARCH += (
+    Flag(name="--deploy", help="Best plan for vllm, sglang, tensorrt-llm or kubernetes."),
+    Flag(name="--deploy-out", metavar="FILE", help="Write that there."),
+)
 EXPLAIN = (*WHAT, *PLAN, *LIMITS, *ENGINE, *BATCH, JSON)
+SERVE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, RUN[0])
+SERVE += _panel(
+    "Server",
+    Flag(name="--speed", help="Simulated seconds a second; default 1."),
+    Flag(name="--host", help="Address to listen on; default 127.0.0.1, this machine alone."),
+    Flag(name="--port", metavar="INT", help="Port; default 8000; 0 = any that is free."),
+    Flag(name="--served-model-name", help="Name in requests; default: the model's."),
+    Flag(name="--max-pending", metavar="INT", help="Requests in flight, then 429; default 4096."),
+    Flag(name="--max-body", metavar="BYTES", help="Longest body, then 413; default 4194304."),
+    Flag(name="--grace", metavar="SECONDS", help="For answers to end at Ctrl-C; default 30."),
+)
 REPRODUCE = _panel(
     "Reproduction",
     Flag(name="--all", kind=bool, help="Every system."),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from simulator.commands.flags import SEARCH
 from simulator.commands.output import console, print_json, progress_bar
 from simulator.commands.overrides import Values, document_of, num_draws
 from simulator.commands.simulate import check_folder
 from simulator.config import resolve_search
-from simulator.errors import InfeasiblePlan, InvariantViolation
+from simulator.errors import ConfigError, InfeasiblePlan, InvariantViolation
+from simulator.save import check_writable, save_text
 from simulator.search import PlanRecord, SearchOutcome, run_search
+from simulator.search.deploy import TARGETS, deploy
+from simulator.spec import ModelSpec
 from simulator.uncertainty import check_errors, search_uncertainty
 
 INTERRUPTED = 130
@@ -25,6 +29,7 @@ def run(experiment: str | None, values: Values) -> int:
     """
     check_folder(values)
     draws = num_draws(values)
+    _check_deploy(values)
     spec = resolve_search(document_of(experiment, SEARCH, values))
     if draws:
         check_errors(spec.cluster, str(spec.engine.get("calibration", "")))
@@ -47,8 +52,10 @@ def run(experiment: str | None, values: Values) -> int:
         from simulator.report.figures_search import save_search_figures
 
         save_search_figures(values["figures"], outcome)
+    text = _deployed(values, outcome, spec.model)
     if values["json"]:
-        print_json(outcome.to_json() | ({"uncertainty": found.to_json()} if found else {}))
+        more = {"uncertainty": found.to_json()} if found else {}
+        print_json(outcome.to_json() | more | ({"deploy": text} if text else {}))
     else:
         from simulator.report.search_table import print_outcome
 
@@ -57,8 +64,29 @@ def run(experiment: str | None, values: Values) -> int:
             from simulator.report.uncertainty_table import print_search_uncertainty
 
             print_search_uncertainty(console(), outcome, found)
+        print("" if values["deploy_out"] else text, end="")
     sys.stdout.flush()
     return INTERRUPTED if is_cut else exit_code(outcome)
+
+
+def _check_deploy(values: Values) -> None:
+    target, out = values["deploy"], values["deploy_out"]
+    if target and target not in TARGETS:
+        raise ConfigError(f"--deploy: expected one of {', '.join(TARGETS)} (got {target!r})")
+    if out and not target:
+        raise ConfigError("--deploy-out: expected --deploy with it (got none)")
+    if out:
+        check_writable(out, (Path(out).suffix,))
+
+
+def _deployed(values: Values, outcome: SearchOutcome, stored: ModelSpec) -> str:
+    """What --deploy asks for, written where it shall be; empty without a best plan."""
+    if not values["deploy"] or outcome.best is None:
+        return ""
+    text = deploy(values["deploy"], outcome.best.candidate, stored)
+    if values["deploy_out"]:
+        save_text(values["deploy_out"], text)
+    return text
 
 
 def exit_code(outcome: SearchOutcome) -> int:

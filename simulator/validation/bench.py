@@ -1,4 +1,4 @@
-"""Results of `vllm bench serve` as measured runs, and engine profiles as files."""
+"""Results of `vllm bench serve` and SGLang's bench_serving as measured runs; profiles as files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATED = {
     "p95_{0}_ms": "{0}_p95_ms",
     "p99_{0}_ms": "{0}_p99_ms",
 }
-METRICS = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e"}
+METRICS = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e", "e2e_latency": "e2e"}
 
 
 def row_of_result(path: Path, deployment: Mapping[str, str], folder: Path) -> Row:
@@ -35,13 +35,21 @@ def row_of_result(path: Path, deployment: Mapping[str, str], folder: Path) -> Ro
         ConfigError: not such a result.
     """
     try:
-        result = json.loads(path.read_text())
+        lines = path.read_text().splitlines()
+        if path.suffix == ".jsonl" and len(lines) != 1:  # SGLang appends
+            raise ConfigError(f"{path}: expected one result, one line (got {len(lines)} lines)")
+        result = json.loads("\n".join(lines))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(result, dict) or "mean_ttft_ms" not in result:
-        raise ConfigError(f"{path}: expected a result of `vllm bench serve` (no mean_ttft_ms)")
+        raise ConfigError(
+            f"{path}: expected a result of `vllm bench serve` or of SGLang's bench_serving "
+            "(no mean_ttft_ms)"
+        )
+    if result.get("request_rate") == "trace":
+        raise ConfigError(f"{path}: request_rate: expected a rate (got the times of a trace)")
     try:
         cells = _load(result) | _latencies(result)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -50,12 +58,13 @@ def row_of_result(path: Path, deployment: Mapping[str, str], folder: Path) -> Ro
         cells |= _detail(result, folder / f"{path.stem}.csv")
     model = {"model_hf": str(result["model_id"])} if result.get("model_id") else {}
     stated = {name: text for name, text in deployment.items() if text}
-    return Row({"run_id": path.stem, "engine": "vllm", "tp": "1", **model, **cells, **stated})
+    engine = "sglang" if str(result.get("backend", "")).startswith("sglang") else "vllm"
+    return Row({"run_id": path.stem, "engine": engine, "tp": "1", **model, **cells, **stated})
 
 
 def _load(result: Mapping[str, Any]) -> dict[str, str]:
-    count = int(result["num_prompts"])
-    completed = int(result.get("completed") or count)
+    completed = int(result.get("completed") or result["num_prompts"])
+    count = int(result.get("num_prompts") or completed)
     limit, rate = result.get("max_concurrency"), result.get("request_rate", "inf")
     is_open = str(rate) not in ("inf", "Infinity", "None")
     return {
