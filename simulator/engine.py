@@ -11,7 +11,14 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.allocators import AllocatorPolicy, KVAllocator, Paged, Pool, PrefixCaching
+from simulator.allocators import (
+    AllocatorPolicy,
+    KVAllocator,
+    Paged,
+    Pool,
+    PrefixCaching,
+    VAttention,
+)
 from simulator.batch import FOREVER, PageLayout
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.costs.compiled import CompiledCost
@@ -322,6 +329,13 @@ def refuse_clash(setup: Setup) -> None:
             f"router {names[0]}, scheduler {names[1]} and allocator {type(policy).__name__} "
             f"clash: {reason}"
         )
+    if isinstance(setup.router, Llumnix):
+        drafts = any(kind.speculation is not None for kind in setup.kinds)
+        if drafts or isinstance(policy, VAttention):
+            other = "speculation" if drafts else "allocator VAttention"
+            raise ConfigError(
+                f"router Llumnix and {other} clash: only KV in pages of one kind can be moved"
+            )
     if getattr(setup.router, "scale", False) and any(kind.num_ranks > 1 for kind in setup.kinds):
         raise ConfigError(
             "router.scale: expected plan.attention_dp = 1, as ranks that step together are started "

@@ -22,6 +22,7 @@ POLICIES = [
     each
     for each in COMBINATIONS
     if each[2] in ("paged", "prefix_caching")
+    and each[1] != "llumnix"
     and not getattr(SCHEDULERS[each[0]], "runs_to_completion", False)
 ]
 NUM_DRAWS = 12  # of each
