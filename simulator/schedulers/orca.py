@@ -11,36 +11,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simulator.errors import ConfigError
-from simulator.schedulers.steps import UNTIL_CHANGE, admit_whole, decode_all
+from simulator.schedulers.steps import UNTIL_CHANGE, WholePrompts, admit_whole, decode_all
 
 if TYPE_CHECKING:
     from simulator.schedulers.view import LaneView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Orca:
+class Orca(WholePrompts):
     """Iteration-level scheduling with whole prompts, FCFS."""
 
     max_batch_size: int = 0  # 0 = the engine's max_num_seqs
-
-    chunked_prefill = False  # prompts are never cut, so the budget holds the longest
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 0:
             raise ConfigError(
                 f"scheduler.max_batch_size: expected an int >= 0 (got {self.max_batch_size!r})"
             )
-
-    @property
-    def by_priority(self) -> bool:
-        return False
-
-    @property
-    def arrivals_wait(self) -> bool:
-        return True
-
-    def longest_context(self, max_num_tokens: int) -> int:
-        return max_num_tokens
 
     def plan(self, lane: LaneView) -> int:
         most = min(self.max_batch_size or lane.max_num_seqs, lane.max_num_seqs)

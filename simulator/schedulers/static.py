@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simulator.errors import ConfigError
-from simulator.schedulers.steps import UNTIL_CHANGE, admit_whole, decode_all
+from simulator.schedulers.steps import UNTIL_CHANGE, WholePrompts, admit_whole, decode_all
 
 if TYPE_CHECKING:
     from simulator.schedulers.view import LaneView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Static:
+class Static(WholePrompts):
     """Request-level scheduling: one batch at a time, to its end."""
 
     max_batch_size: int = 8
 
-    chunked_prefill = False
     runs_to_completion = True  # its lanes keep whoever is done until all are
 
     def __post_init__(self) -> None:
@@ -31,17 +30,6 @@ class Static:
             raise ConfigError(
                 f"scheduler.max_batch_size: expected an int >= 1 (got {self.max_batch_size!r})"
             )
-
-    @property
-    def by_priority(self) -> bool:
-        return False
-
-    @property
-    def arrivals_wait(self) -> bool:
-        return True
-
-    def longest_context(self, max_num_tokens: int) -> int:
-        return max_num_tokens
 
     def clash(self, allocator: object) -> str:
         """Why it cannot run on such memory; "" where it can."""

@@ -10,6 +10,19 @@ if TYPE_CHECKING:
 UNTIL_CHANGE = 1 << 60
 
 
+class WholePrompts:
+    """First come, first served, and prompts are never cut, so the budget holds the longest."""
+
+    __slots__ = ()
+
+    chunked_prefill = False
+    by_priority = False
+    arrivals_wait = True
+
+    def longest_context(self, max_num_tokens: int) -> int:
+        return max_num_tokens
+
+
 def decode_all(lane: LaneView) -> bool:
     """Every decode gains a token, the youngest request giving way where pages lack.
 

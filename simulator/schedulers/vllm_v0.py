@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simulator.errors import ConfigError
-from simulator.schedulers.steps import UNTIL_CHANGE, admit_whole, decode_all
+from simulator.schedulers.steps import UNTIL_CHANGE, WholePrompts, admit_whole, decode_all
 from simulator.schedulers.swapping import SwapSpace
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VllmV0:
+class VllmV0(WholePrompts):
     """Prompt-only iterations before decode-only ones, FCFS, recompute preemption."""
 
     watermark: float = 0.01  # share of the pages that admission leaves free
@@ -30,8 +30,6 @@ class VllmV0:
     swap_pages: int = 0  # of the host's memory; 0 = as many as the GPU has
     swap_copy_latency_s: float = 8e-6  # of one copy; a page is 2 a layer
     swap_group_pages: int = 1  # adjoining pages in one copy (FastSwitch: about 20)
-
-    chunked_prefill = False
 
     def __post_init__(self) -> None:
         if self.preemption not in ("recompute", "swap"):
@@ -43,17 +41,6 @@ class VllmV0:
             raise ConfigError(
                 f"scheduler.watermark: expected a number in [0, 1) (got {self.watermark!r})"
             )
-
-    @property
-    def by_priority(self) -> bool:
-        return False
-
-    @property
-    def arrivals_wait(self) -> bool:
-        return True
-
-    def longest_context(self, max_num_tokens: int) -> int:
-        return max_num_tokens
 
     @property
     def swap_space(self) -> SwapSpace | None:
