@@ -39,8 +39,8 @@ LAYERS: tuple[set[str], ...] = (
     {"allocators", "costs", "routers", "schedulers", "speculation", "workloads"}
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
-    {"cluster", "drafting", "experiment", "fleet", "kv_link", "lane", "lanes", "lockstep"}
-    | {"migration", "rank", "replica", "speculating"},
+    {"clashes", "cluster", "collect", "drafting", "experiment", "fleet", "kv_link", "lane", "lanes"}
+    | {"lockstep", "migration", "rank", "replica", "setup", "speculating"},
     # 5: one run
     {"engine"},
     # 6: around a run

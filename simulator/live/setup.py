@@ -10,13 +10,15 @@ import numpy as np
 
 from simulator.allocators import Paged, PrefixCaching
 from simulator.batch import FOREVER
-from simulator.engine import Setup, prepare, refuse_clash
+from simulator.clashes import refuse_clash
+from simulator.engine import prepare
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.lane import Lane
 from simulator.rank import Rank
 from simulator.recorder import Recorder
 from simulator.request import RequestTable, Sequence
+from simulator.setup import Setup
 
 COLUMNS = tuple(  # of a recorder, by request
     name for name in Recorder.__slots__ if name not in ("spans", "pauses", "num_finished")

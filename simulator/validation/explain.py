@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from simulator.costs.compiled import AttentionCost, CompiledCost, StageCost
-from simulator.engine import Setup, prepare, run
+from simulator.engine import prepare, run
+from simulator.setup import Setup
 from simulator.validation.scenario import Scenario
 from simulator.validation.score import predicted_of
 

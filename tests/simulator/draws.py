@@ -17,11 +17,11 @@ import numpy as np
 from simulator.allocators import ALLOCATORS
 from simulator.batch import FOREVER
 from simulator.costs.compiled import CompiledCost
-from simulator.engine import Setup
 from simulator.errors import ConfigError
 from simulator.request import Ints, RequestTable
 from simulator.routers import ROUTERS
 from simulator.schedulers import SCHEDULERS
+from simulator.setup import Setup
 from tests.simulator.toys import toy_cost, toy_setup, toy_table
 from tests.simulator.watch import flat_cost
 

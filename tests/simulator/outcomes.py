@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from simulator.engine import Setup, run
+from simulator.engine import run
 from simulator.recorder import Result
 from simulator.request import RequestTable
+from simulator.setup import Setup
 from tests.simulator.draws import COMBINATIONS, USUAL, Draw, draw
 from tests.simulator.watch import Audited, Planned, Watched, run_audited
 

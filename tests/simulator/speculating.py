@@ -10,7 +10,7 @@ import numpy as np
 from simulator.costs.compiled import AttentionCost, to_ticks
 from simulator.costs.drafting import DraftCost
 from simulator.drafting import SpeculationKind
-from simulator.engine import Setup
+from simulator.setup import Setup
 from simulator.speculation import (
     BatchTable,
     Beta,

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from simulator import cluster
-from simulator.engine import run, welcome
+from simulator.engine import run
 from simulator.recorder import COMPLETED, REJECTED, UNFINISHED, LaneResult
 from simulator.request import Sequence
 from simulator.schedulers import VllmV1
+from simulator.setup import welcome
 from tests.simulator.draws import draw
 from tests.simulator.outcomes import Outcome, every_combination, outcomes
 from tests.simulator.toys import toy_setup, toy_table

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.engine import Setup, run
+from simulator.engine import run
 from simulator.errors import ConfigError
 from simulator.recorder import COMPLETED, MIGRATION_COLUMNS, UNFINISHED, Result
 from simulator.request import RequestTable
 from simulator.routers.llumnix import InstanceView, Llumnix
+from simulator.setup import Setup
 from tests.simulator.draws import draw, pick
 from tests.simulator.toys import toy_setup, toy_table
 from tests.simulator.watch import Audited, difference, flat_cost, is_cut, run_audited, token_ns

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from simulator.allocators import Reserved
-from simulator.engine import Setup, run
+from simulator.engine import run
 from simulator.errors import ConfigError
 from simulator.papers.vtc import exact_service, largest_gap
 from simulator.recorder import REJECTED, Result
 from simulator.request import RequestTable
 from simulator.schedulers import Rpm, Scheduler, VllmV1, Vtc
+from simulator.setup import Setup
 from tests.simulator.toys import toy_cost, toy_setup
 from tests.simulator.watch import token_ns
 

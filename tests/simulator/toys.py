@@ -8,10 +8,10 @@ import numpy as np
 
 from simulator.batch import PageLayout
 from simulator.costs.compiled import AttentionCost, CompiledCost, StageCost, to_ticks
-from simulator.engine import ReplicaKind, Setup
 from simulator.request import RequestTable
 from simulator.routers import RoundRobin
 from simulator.schedulers import VllmV1
+from simulator.setup import ReplicaKind, Setup
 
 
 def toy_cost(

@@ -15,10 +15,11 @@ from simulator.allocators import KVAllocator
 from simulator.allocators.reserved import ReservedAllocator
 from simulator.batch import FOREVER
 from simulator.costs.compiled import TICK_BITS, CompiledCost
-from simulator.engine import ReplicaKind, Setup, run
+from simulator.engine import run
 from simulator.recorder import LaneResult, Result
 from simulator.request import RequestTable, Sequence
 from simulator.schedulers import Scheduler
+from simulator.setup import ReplicaKind, Setup
 from tests.simulator.toys import toy_cost, toy_setup
 
 Ints = NDArray[np.int64]
