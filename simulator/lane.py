@@ -35,6 +35,7 @@ class Lane:
         "claim",
         "decodes",
         "drafts",
+        "ending",
         "granted",
         "in_flight",
         "key",
@@ -64,6 +65,7 @@ class Lane:
         self.chunks: list[tuple[Sequence, int]] = []  # of the coming iteration
         self.chunk_tokens = 0
         self.chunk_pairs = 0  # query-key pairs, full causal
+        self.ending = 0  # of the chunks, those that end their prompt
         self.granted = False  # the decodes have their pages for the coming iteration
         self.taken = 0  # pages given to the decodes of the coming iteration
         self.drafts = 0  # tokens the coming iteration verifies beside its decodes
@@ -187,8 +189,11 @@ class Lane:
         seq.blocks += num_pages
         self.chunks.append((seq, num_tokens))
         self.chunk_tokens += num_tokens
-        self.chunk_pairs += num_tokens * seq.computed_tokens + num_tokens * (num_tokens + 1) // 2
-        self.allocator.computed(seq, seq.computed_tokens + num_tokens)
+        before = seq.computed_tokens
+        self.chunk_pairs += num_tokens * before + num_tokens * (num_tokens + 1) // 2
+        if before + num_tokens == seq.prefill_tokens:
+            self.ending += 1
+        self.allocator.computed(seq, before + num_tokens)
 
     def preempt_last(self) -> bool:
         return self.preempt(next(reversed(self.rank.running)))
@@ -236,6 +241,7 @@ class Lane:
                 n = chunk[1]
                 self.chunk_tokens -= n
                 self.chunk_pairs -= n * seq.computed_tokens + n * (n + 1) // 2
+                self.ending -= seq.computed_tokens + n == seq.prefill_tokens
                 return
 
     # --- what the replica does ----------------------------------------------------------------
@@ -245,19 +251,23 @@ class Lane:
         """Sequences that gain a token by decoding in the coming iteration."""
         return self.decodes.num_seqs if self.granted else 0
 
-    @property
-    def sampled(self) -> int:
-        """Tokens the coming iteration samples: one a decode, one a prompt that ends."""
-        ends = sum(seq.computed_tokens + n == seq.prefill_tokens for seq, n in self.chunks)
-        return self.num_decoding + ends
+    def load(self) -> tuple[int, int, int]:
+        """Of the coming iteration: tokens, sequences, and tokens sampled.
+
+        Sampled is one a decode, one a prompt that ends, and each draft that is verified.
+        """
+        num = self.decodes.num_seqs if self.granted else 0
+        tokens = num + self.chunk_tokens
+        return tokens, num + len(self.chunks), num + self.ending
 
     def needs_plan(self, is_alone: bool) -> bool:
         """Whether the scheduler could decide anything new; else the old plan stands.
 
         With several batches in flight, an end in one may admit into another, unless nobody can.
         """
-        is_booked = self.decodes.num_seqs > 0 and not self.granted
-        if self.claim <= 0 or is_booked or self.rank.starved:
+        if self.claim <= 0 or self.rank.starved:
+            return True
+        if not self.granted and self.decodes.num_seqs:  # booked
             return True
         return len(self.waiting) > 0 and not (self.sealed if is_alone else self.rank.blocked)
 
@@ -267,8 +277,10 @@ class Lane:
             self.claim = 1 if self.waiting else FOREVER
         else:
             self.claim = self._repeats(claim) if claim > 1 else 1
-        self.sealed = arrivals_wait and len(self.waiting) > 0
-        self.look()
+        num_waiting = len(self.waiting)
+        self.sealed = arrivals_wait and num_waiting > 0
+        self.used_pages = self.allocator.num_pages - self.allocator.free_pages
+        self.num_waiting = num_waiting
         rank = self.rank
         if len(rank.running) + rank.incoming >= self.max_num_seqs:
             rank.blocked = True
@@ -368,7 +380,7 @@ class Lane:
                 if seq.computed_tokens == seq.prefill_tokens:
                     self._end_prompt(seq, end_ns)
             self.chunks.clear()
-            self.chunk_tokens = self.chunk_pairs = 0
+            self.chunk_tokens = self.chunk_pairs = self.ending = 0
 
     def _advance(self, num_iterations: int, end_ns: int) -> None:
         decodes = self.decodes
@@ -396,7 +408,8 @@ class Lane:
         return [seq for seq in mine if seq.generated_tokens and seq not in self.prefilling]
 
     def _log_segment(self, num_iterations: int, start_ns: int) -> None:
-        decodes, log, num_decode = self.decodes, self.log, self.num_decoding
+        decodes, log = self.decodes, self.log
+        num_decode = decodes.num_seqs if self.granted else 0
         log.start_ns.append(start_ns)
         log.segments.extend(
             (
@@ -406,7 +419,7 @@ class Lane:
                 len(self.chunks),
                 self.chunk_tokens,
                 self.chunk_pairs,
-                self.sampled if self.chunks else num_decode,
+                num_decode + self.ending,
                 self.used_pages,
                 self.num_waiting,
             )

@@ -29,8 +29,8 @@ Form = list[int]  # [ticks of the coming iteration, growth an iteration]
 class Lockstep:
     """The lanes of a replica's attention ranks that iterate together, as one batch in flight."""
 
-    __slots__ = ("claim", "cost", "end_log", "end_ns", "ended", "fixed", "forms", "lanes",
-                 "scheduler", "sealed", "send_ns", "start_ns")  # fmt: skip
+    __slots__ = ("_arrivals_wait", "claim", "cost", "end_log", "end_ns", "ended", "fixed", "forms",
+                 "lanes", "scheduler", "sealed", "send_ns", "start_ns")  # fmt: skip
 
     def __init__(
         self, lanes: list[Lane], cost: CompiledCost, scheduler: Scheduler, end_log: array[int]
@@ -38,6 +38,7 @@ class Lockstep:
         self.lanes = lanes
         self.cost = cost
         self.scheduler = scheduler
+        self._arrivals_wait = scheduler.arrivals_wait
         self.end_log = end_log  # of every iteration
         self.claim = 0  # iterations that stay as planned, the one in flight included
         self.start_ns = 0
@@ -55,28 +56,32 @@ class Lockstep:
         for how many iterations the whole holds (0 = no work).
         """
         least, sealed = FOREVER, True
-        scheduler, all_stages = self.scheduler, self.cost.stages
         for number, lane in enumerate(self.lanes):
             if not keep or lane.needs_plan(is_alone):
-                rank = lane.rank
-                if not is_alone:
-                    rank.catch_up()
-                elif lane.behind:
-                    lane.catch_up()
-                rank.now_ns = now_ns
-                if rank.starved:
-                    rank.starved.discard(lane.key)
-                lane.planned(scheduler.plan(lane), scheduler.arrivals_wait)
-                self.forms[number] = [lane.attention_form(all_stages[i]) for i in stages]
+                self._plan_lane(number, lane, now_ns, stages, is_alone)
             if lane.claim < least and lane.has_work:
                 least = lane.claim
             sealed = sealed and lane.sealed and lane.granted
         self.claim = 0 if least == FOREVER else least
         self.sealed = sealed
         if self.claim:
-            load = self._load()
-            self.fixed = [self._fixed_ticks(i, *load) for i in stages]
+            self.fixed = self._fixed_ticks(stages)
         return self.claim
+
+    def _plan_lane(
+        self, number: int, lane: Lane, now_ns: int, stages: list[int], is_alone: bool
+    ) -> None:
+        rank = lane.rank
+        if not is_alone:
+            rank.catch_up()
+        elif lane.behind:
+            lane.catch_up()
+        rank.now_ns = now_ns
+        if rank.starved:
+            rank.starved.discard(lane.key)
+        lane.planned(self.scheduler.plan(lane), self._arrivals_wait)
+        all_stages = self.cost.stages
+        self.forms[number] = [lane.attention_form(all_stages[i]) for i in stages]
 
     def share_pages(self, num_lanes: int) -> None:
         """Keep the claim within the lanes' shares of the free pages of their ranks."""
@@ -91,41 +96,33 @@ class Lockstep:
             return self.fixed[kind] + forms[0][kind][0]
         return self.fixed[kind] + max(form[kind][0] for form in forms)
 
-    def _load(self) -> tuple[int, int, int, int]:
-        """Of the coming iteration: most tokens, all tokens, most sequences and most samples."""
-        most = total = seqs = rows = 0
-        for lane in self.lanes:
-            sampled = num = tokens = lane.num_decoding
-            if lane.chunks:
-                tokens += lane.chunk_tokens
-                num, sampled = num + len(lane.chunks), lane.sampled
-            if lane.drafts:
-                tokens += lane.drafts
-                sampled += lane.drafts
+    def _fixed_ticks(self, stages: list[int]) -> list[int]:
+        """Prices on these stages, attention excepted: the fullest rank decides."""
+        most, seqs, rows = total, _, _ = self.lanes[0].load()
+        for lane in self.lanes[1:]:
+            tokens, num_seqs, num_rows = lane.load()
             total += tokens
-            if tokens > most:
-                most = tokens
-            if num > seqs:
-                seqs = num
-            if sampled > rows:
-                rows = sampled
-        return most, total, seqs, rows
-
-    def _fixed_ticks(self, index: int, most: int, total: int, seqs: int, rows: int) -> int:
-        """Price on one stage, attention excepted: the fullest rank decides."""
+            most, seqs, rows = max(most, tokens), max(seqs, num_seqs), max(rows, num_rows)
         cost = self.cost
-        stage = cost.stages[index]
-        ticks = stage.linear[most]
-        if stage.expert:
-            ticks += stage.expert[-(-total // stage.expert_stride)]
-        if index == 0:
-            ticks += cost.host[seqs]
-        if index == len(cost.stages) - 1:
-            ticks += cost.logits[rows]
-        return ticks
+        last = len(cost.stages) - 1
+        prices = []
+        for index in stages:
+            stage = cost.stages[index]
+            ticks = stage.linear[most]
+            if stage.expert:
+                ticks += stage.expert[-(-total // stage.expert_stride)]
+            if index == 0:
+                ticks += cost.host[seqs]
+            if index == last:
+                ticks += cost.logits[rows]
+            prices.append(ticks)
+        return prices
 
-    def run_until(self, now_ns: int, limit_ns: int) -> array[int]:
-        """Ends of the coming iterations on one stage, up to the first at or after the limit."""
+    def run_until(self, now_ns: int, limit_ns: int, beyond: int = 0) -> array[int]:
+        """Ends of the coming iterations on one stage, up to the first at or after the limit.
+
+        And so many `beyond` it.
+        """
         ends = array("q")
         claim = self.claim
         if claim <= _SHORT and len(self.forms) == 1:
@@ -135,13 +132,16 @@ class Lockstep:
                 now_ns += ticks >> TICK_BITS
                 ends.append(now_ns)
                 if now_ns >= limit_ns:
-                    break
+                    if not beyond:
+                        break
+                    beyond -= 1
                 ticks += growth
             return ends
         first_ns = max(1, self.ticks(0) >> TICK_BITS)
-        most = min(claim, MAX_RUN, (limit_ns - now_ns) // first_ns + 1)  # prices never fall
+        until_limit = (limit_ns - now_ns) // first_ns + 1  # prices never fall
+        most = min(claim, MAX_RUN, until_limit + beyond)
         ends.frombytes((self._run_prices(most).cumsum() + now_ns).tobytes())
-        return ends[: bisect_left(ends, limit_ns) + 1]
+        return ends[: bisect_left(ends, limit_ns) + 1 + beyond]
 
     def _run_prices(self, num_iterations: int) -> NDArray[np.int64]:
         index = _INDEX[:num_iterations]
@@ -175,10 +175,10 @@ class Lockstep:
             for lane in self.lanes:
                 lane.in_flight = True
 
-    def cut(self, now_ns: int) -> bool:
-        """Drop the iterations of a run that have not begun now; True if there are any."""
-        num = bisect_left(self.ended, now_ns)
-        if num == len(self.ended):
+    def cut(self, now_ns: int, beyond: int = 0) -> bool:
+        """Drop the iterations of a run that have not begun now, but for some; True if there are."""
+        num = bisect_left(self.ended, now_ns) + beyond
+        if num >= len(self.ended):
             return False
         self.end_ns = self.ended[num]
         del self.ended[num:]

@@ -81,6 +81,7 @@ class Replica:
         # Asynchronous scheduling: an iteration is planned when the one before it begins, so who
         # arrives meanwhile waits for the next but one. A pipeline has no such look-ahead in vLLM.
         self._plans_ahead = plans_ahead and self._is_alone
+        self._beyond = int(self._plans_ahead)  # iterations planned when somebody arrives
         self._has_fresh = False  # some rank has arrivals that its scheduler has not seen
         self._began_ns = -1  # start of the iteration that has just ended; -1 = none has
         self.pipeline = Pipeline(batches[0].cost)
@@ -94,32 +95,49 @@ class Replica:
 
     def run(self) -> Generator[simpy.Event, object, None]:
         """The loop: take in arrivals, dispatch idle batches, wait for the oldest, commit it."""
-        env, feed, in_flight = self.env, self.feed, self.in_flight
-        next_ns, now_ns = FOREVER, 0
+        env, feed, in_flight, idle = self.env, self.feed, self.in_flight, self.idle
+        next_ns = FOREVER if feed is None else feed.next_ns()
+        now_ns = clock_ns = 0
         while True:
-            if feed is not None:
-                next_ns = self._absorb(feed, now_ns)
-            if self._has_fresh and self.idle:
-                self._reveal(self._began_ns if self._began_ns >= 0 else now_ns)
-            self._dispatch_idle(now_ns)
-            if self._has_fresh and not self.in_flight:
-                self._reveal(now_ns)
-                self._dispatch_idle(now_ns)
-            self._began_ns = -1
+            if next_ns <= now_ns:
+                next_ns = self._absorb(now_ns)
+            if idle:
+                self._start(now_ns)
             wake_ns = self._next_wake_ns(next_ns)
-            if (in_flight or feed is not None) and wake_ns > self._last_ns:
+            if wake_ns > self._last_ns and (in_flight or feed is not None):
                 self._settle(wake_ns)
                 return
-            if feed is None or wake_ns - env.now > LEAP_NS:
+            if feed is None or wake_ns - clock_ns > LEAP_NS:
                 try:
-                    yield env.event() if wake_ns == FOREVER else env.timeout(wake_ns - env.now)
+                    yield env.event() if wake_ns == FOREVER else env.timeout(wake_ns - clock_ns)
                 except simpy.Interrupt:
                     wake_ns = int(env.now)
+                clock_ns = wake_ns
             now_ns = wake_ns
             if self._runs_ahead:
                 self._settle(wake_ns + 1)
             if in_flight and wake_ns == in_flight[0].end_ns:
-                self.idle.append(self._end(in_flight.popleft()))
+                idle.append(self._end(in_flight.popleft()))
+
+    def _absorb(self, now_ns: int) -> int:
+        """Take in who has arrived by now; returns when the next one will."""
+        feed = self.feed
+        assert feed is not None
+        self._has_fresh = True
+        while (next_ns := feed.next_ns()) <= now_ns:
+            seq, rank = feed.pop()
+            self.ranks[rank].receive(seq, next_ns)
+        return next_ns
+
+    def _start(self, now_ns: int) -> None:
+        """Dispatch what is idle, once the scheduler has seen who has arrived."""
+        if self._has_fresh:
+            self._reveal(self._began_ns if self._began_ns >= 0 else now_ns)
+        self._dispatch_idle(now_ns)
+        if self._has_fresh and not self.in_flight:
+            self._reveal(now_ns)
+            self._dispatch_idle(now_ns)
+        self._began_ns = -1
 
     def _next_wake_ns(self, next_ns: int) -> int:
         if not self.in_flight:
@@ -127,16 +145,7 @@ class Replica:
         if self._runs_ahead:
             self._run_ahead()
         end_ns = self.in_flight[0].end_ns
-        return min(end_ns, next_ns) if self.idle else end_ns
-
-    def _absorb(self, feed: Feed, now_ns: int) -> int:
-        next_ns = feed.next_ns()
-        while next_ns <= now_ns:
-            seq, rank = feed.pop()
-            self.ranks[rank].receive(seq, next_ns)
-            self._has_fresh = True
-            next_ns = feed.next_ns()
-        return next_ns
+        return next_ns if next_ns < end_ns and self.idle else end_ns
 
     def _reveal(self, until_ns: int) -> None:
         self._has_fresh = False
@@ -147,8 +156,7 @@ class Replica:
 
     def _dispatch_idle(self, now_ns: int) -> None:
         if self._is_alone:
-            if self.idle:
-                self._dispatch(self.idle[0], now_ns)
+            self._dispatch(self.idle[0], now_ns)
             return
         evictions = -1
         while self.idle and evictions != (evictions := sum(r.num_evictions for r in self.ranks)):
@@ -185,7 +193,7 @@ class Replica:
         limit_ns = self.horizon_ns
         if self.feed is not None and not batch.sealed:
             limit_ns = min(limit_ns, self.feed.next_ns())
-        ends = batch.run_until(now_ns, limit_ns)
+        ends = batch.run_until(now_ns, limit_ns, self._beyond)
         while ends and ends[-1] > self.horizon_ns:
             ends.pop()
         if len(ends) < MIN_RUN:
@@ -243,4 +251,4 @@ class Replica:
 
     def _cut_run(self, now_ns: int) -> bool:
         batch = self.in_flight[0]
-        return not batch.sealed and batch.cut(now_ns)
+        return not batch.sealed and batch.cut(now_ns, self._beyond)

@@ -150,6 +150,11 @@ class SpeculatingLane(Lane):
     def num_decoding(self) -> int:
         return self.ragged.num_seqs if self.granted else 0
 
+    def load(self) -> tuple[int, int, int]:
+        num = self.num_decoding
+        tokens = num + self.chunk_tokens + self.drafts
+        return tokens, num + len(self.chunks), num + self.ending + self.drafts
+
     def needs_plan(self, is_alone: bool) -> bool:
         is_booked = self.ragged.num_seqs > 0 and not self.granted
         if self.claim <= 0 or is_booked or self.rank.starved:
@@ -198,9 +203,7 @@ class SpeculatingLane(Lane):
         kv_tokens = ragged.kv_tokens if num else 0
         proposing, accepted = self._verify() if num else (0, 0)
         emitted = self._total if num else 0
-        ends = 0
-        if self.chunks:
-            ends = sum(seq.computed_tokens + n == seq.prefill_tokens for seq, n in self.chunks)
+        ends = self.ending
         log.start_ns.append(start_ns)
         log.segments.extend(
             (

@@ -52,15 +52,17 @@ class VllmV1:
         return self.policy == "fcfs"
 
     def plan(self, lane: LaneView) -> int:
-        before = lane.num_running
+        preempted = False
         while lane.decode():
             if not self._preempt(lane):
                 lane.stall()
                 break
+            preempted = True
         budget = lane.max_num_tokens - lane.decode_tokens
         if lane.prefilling:
+            before = lane.num_running
             budget = self._continue_prompts(lane, budget)
-        preempted = lane.num_running < before
+            preempted = preempted or lane.num_running < before
         stays = not preempted
         if lane.waiting and not preempted and lane.may_admit:
             stays = self._admit(lane, budget)
