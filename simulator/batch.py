@@ -14,6 +14,8 @@ from heapq import heappop, heappush
 from simulator.request import Sequence
 
 FOREVER = 1 << 60
+_LAST_BITS = 40  # of an iteration's number
+_LAST = (1 << _LAST_BITS) - 1
 
 
 class PageLayout:
@@ -84,11 +86,11 @@ class DecodeSet:
     """Decoding sequences of one lane; `iteration` counts the iterations that advanced them."""
 
     __slots__ = (
-        "_age_heap",
         "_ages",
         "_buckets",
         "_finish_at",
         "_finish_heap",
+        "_gone",
         "_page_limits",
         "iteration",
         "kv_tokens",
@@ -97,7 +99,9 @@ class DecodeSet:
         "windows",
     )
 
-    def __init__(self, layout: PageLayout, windows: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, layout: PageLayout, windows: tuple[int, ...] = (), tracks_longest: bool = True
+    ) -> None:
         self.layout = layout
         self.iteration = 0
         self.num_seqs = 0
@@ -107,8 +111,10 @@ class DecodeSet:
         self._page_limits: list[tuple[int, Sequence, int, int]] = []  # as in WindowTotal, + weight
         self._finish_at: dict[int, list[Sequence]] = {}
         self._finish_heap: list[int] = []
-        self._ages: dict[int, int] = {}  # context - iteration, which never changes: sequences
-        self._age_heap: list[int] = []  # negated; those without sequences go when they are met
+        # Heap of (iteration - context, which never changes; last iteration) in one int, so that
+        # whoever has the longest context is on top; the finished go when they are met.
+        self._ages: list[int] | None = [] if tracks_longest else None
+        self._gone: dict[int, int] = {}  # how many of each were evicted before their last
 
     def add(self, seq: Sequence) -> None:
         """`seq` has its prompt's KV and one more token; it decodes from the coming iteration on."""
@@ -120,15 +126,12 @@ class DecodeSet:
         self.kv_tokens += context
         for total in self.windows:
             total.add(seq, t)
-        age = context - t
-        ages = self._ages
-        if age in ages:
-            ages[age] += 1
-        else:
-            ages[age] = 1
-            heappush(self._age_heap, -age)
+        if self._ages is not None:
+            heappush(self._ages, (t - context << _LAST_BITS) | finish)
         residue = (t - context + 1) % self.layout.block_tokens
-        self._buckets[residue] += self._growing_pages(seq, context, residue)
+        layout = self.layout
+        pages = self._growing_pages(seq, context) if layout.windows else layout.full
+        self._buckets[residue] += pages
         due = self._finish_at.get(finish)
         if due is None:
             self._finish_at[finish] = [seq]
@@ -136,7 +139,7 @@ class DecodeSet:
         else:
             due.append(seq)
 
-    def _growing_pages(self, seq: Sequence, context: int, residue: int) -> int:
+    def _growing_pages(self, seq: Sequence, context: int) -> int:
         pages = self.layout.full
         for most, weight in self.layout.windows:
             grows_for = most * self.layout.block_tokens - context
@@ -144,8 +147,7 @@ class DecodeSet:
                 pages += weight
                 limit = (self.iteration + grows_for + 1, seq, seq.decode_since, weight)
                 self._page_limits.append(limit)
-        if self.layout.windows:
-            self._page_limits.sort(key=lambda limit: (limit[0], limit[1].id))
+        self._page_limits.sort(key=lambda limit: (limit[0], limit[1].id))
         return pages
 
     def context(self, seq: Sequence) -> int:
@@ -155,9 +157,18 @@ class DecodeSet:
     def remove(self, seq: Sequence) -> int:
         """Take `seq` out before the coming iteration; returns the pages it holds."""
         context = self.context(seq)
+        self._leave(seq, context)
+        if self._ages is not None:
+            age = (self.iteration - context << _LAST_BITS) | seq.finish_iteration
+            self._gone[age] = self._gone.get(age, 0) + 1
+        due = self._finish_at.get(seq.finish_iteration)
+        if due is not None and seq in due:
+            due.remove(seq)
+        return self.layout.pages(context - 1)
+
+    def _leave(self, seq: Sequence, context: int) -> None:
         self.num_seqs -= 1
         self.kv_tokens -= context
-        self._ages[context - self.iteration] -= 1
         for total in self.windows:
             total.remove(seq, context, self.iteration)
         residue = (self.iteration - context + 1) % self.layout.block_tokens
@@ -167,17 +178,18 @@ class DecodeSet:
             self._page_limits = [limit for limit in self._page_limits if limit[1] is not seq]
             pages += sum(limit[3] for limit in mine)
         self._buckets[residue] -= pages
-        due = self._finish_at.get(seq.finish_iteration)
-        if due is not None and seq in due:
-            due.remove(seq)
-        return self.layout.pages(context - 1)
 
     def spread_tokens(self) -> int:
         """Tokens by which the contexts together fall short of the longest of them."""
-        ages, heap = self._ages, self._age_heap
-        while not ages[-heap[0]]:
-            del ages[-heappop(heap)]
-        return self.num_seqs * (self.iteration - heap[0]) - self.kv_tokens
+        ages, gone, iteration = self._ages, self._gone, self.iteration
+        assert ages is not None
+        while (oldest := ages[0]) & _LAST < iteration or oldest in gone:
+            heappop(ages)
+            if oldest in gone:
+                gone[oldest] -= 1
+                if not gone[oldest]:
+                    del gone[oldest]
+        return self.num_seqs * (iteration - (oldest >> _LAST_BITS)) - self.kv_tokens
 
     def new_pages(self) -> int:
         """Pages the coming iteration must be given."""
@@ -241,5 +253,7 @@ class DecodeSet:
 
     def drop(self, seq: Sequence) -> int:
         """Forget a sequence that has just finished; returns the pages it holds."""
+        context = self.context(seq)
         seq.finish_iteration = -1
-        return self.remove(seq)
+        self._leave(seq, context)
+        return self.layout.pages(context - 1)

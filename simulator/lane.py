@@ -60,7 +60,11 @@ class Lane:
         self.allocator = rank.allocator
         self.max_num_tokens = cost.max_num_tokens
         self.max_num_seqs = cost.max_num_seqs
-        self.decodes = DecodeSet(rank.layout, tuple(w for w in cost.windows if w))
+        self.decodes = DecodeSet(
+            rank.layout,
+            tuple(w for w in cost.windows if w),
+            any(attention.decode_spread for stage in cost.stages for attention in stage.attention),
+        )
         self.prefilling: list[Sequence] = []
         self.chunks: list[tuple[Sequence, int]] = []  # of the coming iteration
         self.chunk_tokens = 0
@@ -168,8 +172,10 @@ class Lane:
     ) -> bool:
         pages = self.rank.layout.pages
         _, held, unpinned = self._match
-        required = pages(seq.prefill_tokens if reserve else cached_tokens + num_tokens) - held
-        if required + unpinned > self.allocator.free_pages - spare_pages:
+        known = cached_tokens + num_tokens
+        needs = pages(known)
+        required = pages(seq.prefill_tokens) if reserve and known < seq.prefill_tokens else needs
+        if required - held + unpinned > self.allocator.free_pages - spare_pages:
             # Evicting part of a cached prefix makes a first chunk, and so its need, smaller.
             self.rank.blocked = reserve or cached_tokens == 0
             return False
@@ -181,7 +187,7 @@ class Lane:
         seq.lane = self.key
         self.rank.running[seq] = None
         self.prefilling.append(seq)
-        self._compute(seq, num_tokens, max(0, pages(cached_tokens + num_tokens) - seq.blocks))
+        self._compute(seq, num_tokens, needs - held if needs > held else 0)
         return True
 
     def _compute(self, seq: Sequence, num_tokens: int, num_pages: int) -> None:

@@ -87,7 +87,8 @@ class VllmV1:
     def _admit(self, lane: LaneView, budget: int) -> bool:
         """Admit while possible; True if who is refused stays refused while pages only dwindle."""
         waiting = lane.waiting
-        while waiting and budget > 0 and lane.num_running < lane.max_num_seqs:
+        room = lane.max_num_seqs - lane.num_running
+        while waiting and budget > 0 and room > 0:
             seq = waiting[0]
             cached = lane.cached(seq)
             missing = seq.prefill_tokens - cached
@@ -98,6 +99,7 @@ class VllmV1:
                 # Evicting part of a cached prefix makes the first chunk, and its need, smaller.
                 return self.reserve_full_prompt or cached == 0
             budget -= chunk
+            room -= 1
         return True
 
     def _chunk(self, missing: int, budget: int) -> int:

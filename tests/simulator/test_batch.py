@@ -137,6 +137,9 @@ class Twins:
             assert total.growing == sum(m.context < window for m in members)
         for member in members:
             assert decodes.context(member.seq) == member.context
+        if members and self.decodes.iteration % 3:  # else who has gone piles up unseen
+            longest = max(m.context for m in members)
+            assert decodes.spread_tokens() == sum(longest - m.context for m in members)
         if members:
             assert decodes.iterations_to_finish() == self.model.to_finish()
             self.check_ahead(pages)
