@@ -24,6 +24,8 @@ from simulator.workloads import transform
 
 INFEASIBLE, CRASH, BUG = "infeasible", "crash", "bug"
 
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)  # of each latency; a report draws them
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
@@ -48,7 +50,7 @@ class Bench:
         start = time.perf_counter()
         experiment = self.experiment(index, rate_scale)
         try:
-            metrics = summarise(experiment, simulate(experiment))
+            metrics = summarise(experiment, simulate(experiment), PERCENTILES)
         except InfeasiblePlan as error:
             return Trial(error=str(error), kind=INFEASIBLE)
         except InvariantViolation as error:

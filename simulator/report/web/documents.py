@@ -18,7 +18,7 @@ KEYS = {
     VALIDATION: {"summary", "runs", "skipped"},
     RUN: {"duration", "completed", "mean_ttft_ms", "output_throughput"},
 }
-PERCENTILES = (50, 90, 95, 99)
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)  # those that a result may state
 METRICS = {"TTFT": "ttft", "TPOT": "tpot", "ITL": "itl", "E2E": "e2el"}
 Curve = list[tuple[float, float]]  # seconds, share that is shorter
 

@@ -77,7 +77,7 @@ def _names(documents: Sequence[Document]) -> list[str]:
 
 def _curves(text: str, key: str, data: Mapping[str, Mapping[str, Any]]) -> Safe | None:
     detailed = all(is_detailed(one) for one in data.values())
-    note = "of all requests" if detailed else "at 50, 90, 95 and 99 % of the requests"
+    note = "of all requests" if detailed else "at a few shares of the requests"
     return plots.cdf(text, {name: distribution(one, key) for name, one in data.items()}, note)
 
 

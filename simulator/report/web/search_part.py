@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.report.web import plots
-from simulator.report.web.documents import METRICS, distribution
 from simulator.report.web.markup import (
     DASH,
     Cell,
@@ -19,27 +18,7 @@ from simulator.report.web.markup import (
     tag,
 )
 from simulator.report.web.plots import Axis, Point
-from simulator.search.objective import OBJECTIVES
-
-Plan = Mapping[str, Any]
-USER, GPU = "output_tokens_per_s_per_user", "output_tokens_per_s_per_gpu"
-COST = "usd_per_million_output_tokens"
-PARTS = ("queueing", "prefill", "decode", "preempted")
-COMPARED = {
-    "mean_ttft_ms": "TTFT, mean",
-    "p99_ttft_ms": "TTFT, p99",
-    "mean_tpot_ms": "TPOT, mean",
-    "mean_e2el_ms": "E2E, mean",
-    "p99_e2el_ms": "E2E, p99",
-    USER: "tokens/s/user",
-    GPU: "tokens/s/GPU",
-    COST: "$ / M output tokens",
-    "slo_attainment": "SLOs met",
-    "preemptions": "preemptions",
-    "max_kv_utilisation": "KV memory, peak",
-    "mfu": "of peak FLOP/s",
-    "mbu": "of peak bytes/s",
-}
+from simulator.report.web.why_part import COST, GPU, USER, Plan, goal, named_plans, why_part
 
 
 def search_part(data: Mapping[str, Any], name: str) -> list[object]:
@@ -50,7 +29,7 @@ def search_part(data: Mapping[str, Any], name: str) -> list[object]:
     best = data["best"]
     parts: list[object] = [tag("p", _headline(data), class_="big"), tag("p", _subject(data))]
     if best:
-        parts += [_command(data, name), _why(data, ranked)]
+        parts += [_command(data, name), why_part(data, ranked)]
     if ranked:
         chosen = [keys[id(plan)] for plan in ranked]
         parts += [_frontier(data, ranked, chosen), _table(data, ranked, chosen, name)]
@@ -61,23 +40,15 @@ def search_part(data: Mapping[str, Any], name: str) -> list[object]:
     return parts
 
 
-def _goal(data: Mapping[str, Any]) -> tuple[str, str]:
-    """Title and metric of the objective."""
-    goal = OBJECTIVES.get(data["objective"])
-    statistic = f"{data['objective_statistic']} " if goal and "{}" in goal.metric else ""
-    return statistic + (goal.title if goal else str(data["objective"])), data["metric"]
-
-
 def _headline(data: Mapping[str, Any]) -> str:
-    title, metric = _goal(data)
+    title, metric = goal(data)
     best, cut = data["best"], " so far (interrupted)" if data["interrupted"] else ""
     if not best:
         return "No plan serves this" + cut
     text = (
         f"Best{cut}: {best['label']}, {title} {quantity(metric, best['metrics'].get(metric)).text}"
     )
-    found = _interval(data, best)
-    return f"{text} ({found})" if found else text
+    return text + _drawn_headline(data, best)
 
 
 def _subject(data: Mapping[str, Any]) -> str:
@@ -97,6 +68,15 @@ def _interval(data: Mapping[str, Any], plan: Plan) -> str:
     metric, spread = data["metric"], found["objective"]
     ends = [quantity(metric, spread[end]).text for end in ("low", "high")]
     return f"{100 * data['uncertainty']['interval']:.0f} %: {ends[0]} … {ends[1]}"
+
+
+def _drawn_headline(data: Mapping[str, Any], best: Plan) -> str:
+    """The median beside the interval: draws need not centre on the prices as fitted."""
+    interval, found = _interval(data, best), _drawn(data).get(best["rank"])
+    if not found:
+        return ""
+    median = quantity(data["metric"], found["objective"]["median"]).text
+    return f" (with drawn errors of kernel prices: {median}, {interval})"
 
 
 def _drawn(data: Mapping[str, Any]) -> dict[int, Any]:
@@ -121,71 +101,6 @@ def _unbroken(command: str) -> Safe:
     """The words of a command, which wrap between words only."""
     words = [tag("span", word, class_="word") for word in command.split(" ")]
     return Safe(" ".join(words))
-
-
-def _named(data: Mapping[str, Any], ranked: Sequence[Plan]) -> dict[str, Plan]:
-    """Best, runner-up and heuristic, those that differ and were simulated."""
-    found = {f"best: {ranked[0]['label']}": ranked[0]}
-    if len(ranked) > 1:
-        found[f"runner-up: {ranked[1]['label']}"] = ranked[1]
-    rule = data["heuristic"]
-    if rule and rule["metrics"] and rule["rank"] not in (1, 2):
-        found[f"heuristic: {rule['label']}"] = rule
-    return found
-
-
-def _why(data: Mapping[str, Any], ranked: Sequence[Plan]) -> Safe:
-    named = _named(data, ranked)
-    title, metric = _goal(data)
-    rows = [_compared(title, metric, list(named.values()))]
-    rows += [_compared(text, key, list(named.values())) for key, text in COMPARED.items()]
-    split = {
-        name: [number_of(plan["metrics"].get(f"mean_{part}_s")) or 0.0 for part in PARTS]
-        for name, plan in named.items()
-    }
-    curves = (
-        plots.cdf(
-            text,
-            {name: distribution(plan["metrics"], key) for name, plan in named.items()},
-            "at 50, 90, 95 and 99 % of the requests",
-        )
-        for text, key in METRICS.items()
-    )
-    rule, faster = data["heuristic"], number_of(data["speedup_over_heuristic"])
-    against = "The heuristic (TP inside a node, PP across nodes, DP for the rest) "
-    if not rule:
-        against += "has no plan here."
-    elif rule["rank"] == 1:
-        against += "picks this plan too."
-    else:
-        times = f", {faster:.2f}x worse" if faster else ""
-        against += f"picks {rule['label']}{times}: {rule['why'] or rule['reason']}."
-    losing = [f"Runner-up {plan['label']}: {plan['why']}." for plan in ranked[1:2]]
-    heading = ["", *named]
-    return join(
-        (
-            tag("h3", "Why this plan"),
-            [tag("p", text) for text in (against, *losing)],
-            table("Compared, each with its ratio to the best", heading, rows, sortable=False),
-            tag(
-                "div",
-                plots.stacked_bars("Mean time of a request, part by part", split, PARTS),
-                *(curve for curve in curves if curve is not None),
-                class_="charts",
-            ),
-        )
-    )
-
-
-def _compared(text: str, key: str, plans: Sequence[Plan]) -> list[object]:
-    numbers = [number_of(plan["metrics"].get(key)) for plan in plans]
-    cells: list[object] = [text]
-    for place, number in enumerate(numbers):
-        shown_text = DASH if number is None else shown(key, number)
-        if place and number is not None and numbers[0]:
-            shown_text += f" ({number / numbers[0]:.2f}x)"
-        cells.append(Cell(text=shown_text, value=number))
-    return cells
 
 
 def _frontier(data: Mapping[str, Any], ranked: Sequence[Plan], keys: Sequence[str]) -> Safe:
@@ -240,7 +155,7 @@ def _scatter(
 
 
 def _table(data: Mapping[str, Any], ranked: Sequence[Plan], keys: Sequence[str], name: str) -> Safe:
-    title, metric = _goal(data)
+    title, metric = goal(data)
     columns = {
         metric: title,
         "mean_ttft_ms": "TTFT",
@@ -302,7 +217,7 @@ def _others(others: Sequence[Plan]) -> Safe:
 def _capacity(data: Mapping[str, Any], ranked: Sequence[Plan]) -> Safe | None:
     """SLO attainment against rate, where the search probed rates."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for name, plan in _named(data, ranked).items():
+    for name, plan in named_plans(data, ranked).items():
         probes = plan["metrics"].get("probes") or ()
         curve = sorted((rate, 100 * share) for rate, share in probes if share is not None)
         if len(curve) > 1:
