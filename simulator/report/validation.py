@@ -6,12 +6,13 @@ Takes the outcomes of `simulator.validation` and computes nothing but their summ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simulator.errors import ConfigError
-from simulator.units import show_count
+from simulator.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION
+from simulator.units import show_count, show_time
 from simulator.validation.explain import Explanation
 from simulator.validation.rows import LOAD_LEVELS
 from simulator.validation.score import Outcome, Validation, summary_of
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
 COLUMNS = ("ttft_mean", "tpot_mean", "itl_mean", "e2e_mean", "e2e_p99", "output_throughput")
 HEADINGS = ("TTFT", "TPOT", "ITL", "E2E", "E2E p99", "tok/s")
 GROUPS = ("load_level", "model", "gpu", "engine")
-COLOURS = {"low": "#0072B2", "medium": "#009E73", "high": "#E69F00", "saturated": "#D55E00"}
-OTHER_COLOUR = "#555555"
+LOOKS = {  # colour and mark of a level of load
+    "low": (BLUE, "o"),
+    "medium": (GREEN, "s"),
+    "high": (ORANGE, "^"),
+    "saturated": (VERMILION, "D"),
+    "not stated": (GREY, "X"),
+}
 WORST = 20  # runs listed
 
 
@@ -137,11 +143,11 @@ def validation_figure(runs: Sequence[Outcome]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    metrics = {"ttft_mean": "TTFT, ms", "tpot_mean": "TPOT, ms", "e2e_mean": "E2E, ms"}
+    metrics = {"ttft_mean": "TTFT", "tpot_mean": "TPOT", "e2e_mean": "E2E"}
     known = {name: text for name, text in metrics.items() if summary_of(runs, name)["n"]}
     if not known:
         raise ConfigError("--figure: no run states a latency to draw")
-    figure = Figure(figsize=(3.6 * len(known), 3.8), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(known), 3.7), layout="constrained")
     axes = figure.subplots(1, len(known), squeeze=False)[0]
     for axis, (name, text) in zip(axes, known.items(), strict=True):
         _scatter(axis, runs, name, text)
@@ -152,18 +158,18 @@ def validation_figure(runs: Sequence[Outcome]) -> Figure:
 def _scatter(axis: Axes, runs: Sequence[Outcome], name: str, text: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    levels: Mapping[str, str] = COLOURS
     mine = [run for run in runs if name in run.error]
-    for level in (*LOAD_LEVELS, "not stated"):
+    for level, (colour, mark) in LOOKS.items():
         group = [run for run in mine if run.labels["load_level"] == level]
         if group:
             axis.scatter(
                 [run.measured[name] for run in group],
                 [run.predicted[name] for run in group],
-                s=14,
+                s=18,
+                marker=mark,
                 alpha=0.8,
                 linewidths=0,
-                color=levels.get(level, OTHER_COLOUR),
+                color=colour,
                 label=level,
             )
     values = [run.measured[name] for run in mine] + [run.predicted[name] for run in mine]
@@ -176,11 +182,12 @@ def _scatter(axis: Axes, runs: Sequence[Outcome], name: str, text: str) -> None:
     decades = math.log10(ends[1] / ends[0])
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        side.set_major_formatter(FuncFormatter(lambda value, _: show_time(value / 1e3)))
         side.set_minor_formatter(NullFormatter())
     axis.set_xlabel(f"measured {text}")
     axis.set_ylabel(f"predicted {text}")
     axis.set_title(f"{show_count(len(mine))} runs, band: within 10 %", fontsize=9)
+    axis.tick_params(labelsize=8.5)
     axis.set_aspect("equal")
 
 
