@@ -1,0 +1,58 @@
+"""Every policy with every other: the run serves everybody, or is refused with the two named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from simulator.allocators import ALLOCATORS
+from simulator.engine import simulate
+from simulator.errors import ConfigError
+from simulator.routers import ROUTERS
+from simulator.schedulers import SCHEDULERS
+from simulator.speculation import NGram, Speculation
+from simulator.workloads import WORKLOADS
+from tests.bench.regimes import experiment
+
+TABLE = WORKLOADS["synthetic"](
+    num_prompts=12,
+    request_rate=40.0,
+    input_len=200,
+    output_len=24,
+    range_ratio=0.5,
+    random_prefix_len=64,
+).requests(seed=3)
+BASE = experiment(TABLE, dp=2, max_num_batched_tokens=2048, max_model_len=2048)
+DRAFTS = Speculation(drafter=NGram())
+
+
+def names_of(*policies: object) -> set[str]:
+    return {type(policy).__name__ for policy in policies}
+
+
+@pytest.mark.parametrize("drafts", [False, True], ids=["plain", "drafts"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_policies_go_together_or_are_refused_by_name(scheduler: str, drafts: bool) -> None:
+    num_served = 0
+    for allocator, router in product(ALLOCATORS, ROUTERS):
+        policies = SCHEDULERS[scheduler](), ALLOCATORS[allocator](), ROUTERS[router]()
+        subject = replace(
+            BASE,
+            scheduler=policies[0],
+            allocator=policies[1],
+            router=policies[2],
+            speculation=DRAFTS if drafts else None,
+        )
+        try:
+            result = simulate(subject)
+        except ConfigError as error:
+            said = {name for name in names_of(*policies) if name in str(error)}
+            said |= {word for word in ("speculation",) if word in str(error)}
+            assert len(said) >= 2, (allocator, router, str(error))
+            continue
+        num_served += 1
+        assert result.completed.all(), (allocator, router)
+        assert (result.table.output_tokens == TABLE.output_tokens).all()
+    assert num_served or drafts
