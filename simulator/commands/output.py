@@ -50,12 +50,15 @@ def progress_bar(what: str) -> Iterator[Callable[..., None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         Elapsed(),
+        TextColumn("left"),
+        Remaining(),
         TextColumn("{task.fields[note]}"),
     )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)

@@ -12,8 +12,9 @@ from simulator.commands.simulate import check_folder
 from simulator.config import resolve_search
 from simulator.errors import ConfigError, InfeasiblePlan, InvariantViolation
 from simulator.save import check_writable, save_text
-from simulator.search import PlanRecord, SearchOutcome, run_search
+from simulator.search import PlanRecord, SearchOutcome, SearchSpec, run_search
 from simulator.search.deploy import TARGETS, deploy
+from simulator.search.objective import show_objective, value_of
 from simulator.spec import ModelSpec
 from simulator.uncertainty import check_errors, search_uncertainty
 
@@ -37,7 +38,7 @@ def run(experiment: str | None, values: Values) -> int:
 
         def progress(done: int, total: int, best: PlanRecord | None) -> None:
             if show is not None:
-                show(done, total, f"best: {best.label}" if best else "")
+                show(done, total, _best(spec, best))
 
         outcome = run_search(spec, progress=progress, store=values["store"])
     found, is_cut = None, False
@@ -67,6 +68,14 @@ def run(experiment: str | None, values: Values) -> int:
         print("" if values["deploy_out"] else text, end="")
     sys.stdout.flush()
     return INTERRUPTED if is_cut else exit_code(outcome)
+
+
+def _best(spec: SearchSpec, best: PlanRecord | None) -> str:
+    """The winner so far, for the line under the work."""
+    if best is None:
+        return ""
+    value = value_of(best.metrics, spec.objective, spec.objective_statistic)
+    return f"best: {best.label}, {show_objective(value, spec.objective)}"
 
 
 def _check_deploy(values: Values) -> None:

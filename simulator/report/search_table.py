@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simulator.search.objective import GOODPUT, OBJECTIVES, STATISTICS
+from simulator.search.objective import GOODPUT, OBJECTIVES, STATISTICS, show_objective
 from simulator.search.outcome import (
     BUG,
     CRASHED,
@@ -112,10 +112,7 @@ def _against_heuristic(outcome: SearchOutcome, rule: PlanRecord) -> str:
 def _value(outcome: SearchOutcome, record: PlanRecord) -> str:
     """The objective of a plan as people read it."""
     value = record.metrics.get(outcome.metric)
-    if value is None:
-        return DASH
-    goal = OBJECTIVES[outcome.objective]
-    return show_time(value / 1000) if goal.unit == "ms" else f"{value:.3g} {goal.unit}"
+    return DASH if value is None else show_objective(value, outcome.objective)
 
 
 def _milliseconds(key: str) -> Callable[[PlanRecord], str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.spec import Slo
+from simulator.units import show_time
 
 Metrics = Mapping[str, Any]  # of one simulation, JSON-safe: None where a metric is undefined
 
@@ -66,6 +67,12 @@ def holds_slo(metrics: Metrics, slo: Slo) -> bool:
     """True where enough requests meet every target, or there is no target."""
     attainment = metrics.get("slo_attainment")
     return not slo.is_set or (attainment is not None and attainment >= slo.attainment)
+
+
+def show_objective(value: float, objective: str) -> str:
+    """For people, with its unit."""
+    unit = OBJECTIVES[objective].unit
+    return show_time(value / 1000) if unit == "ms" else f"{value:.3g} {unit}"
 
 
 def order(metrics: Metrics, objective: str, statistic: str, slo: Slo) -> tuple[float, ...]:

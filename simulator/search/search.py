@@ -97,6 +97,7 @@ class _Search:
                 first.append(i)
                 continue
             record.bound = bound_of(self.spec, record.candidate)
+            self._report()  # nothing is done yet, but this too may take its time
             others.append((is_variant, sign * record.bound, i))
         yield from waves(sorted(first, key=self._shortness), [i for *_, i in sorted(others)])
 
