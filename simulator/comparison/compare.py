@@ -82,7 +82,13 @@ def _simulate(
 ) -> bool:
     """Every experiment under its seeds, seed after seed; True where Ctrl-C came before the end."""
     tasks = [
-        Task(arm=number, seed=seed, document=side.document, has_columns=not side.is_drawn)
+        Task(
+            arm=number,
+            name=side.name,
+            seed=seed,
+            document=side.document,
+            has_columns=not side.is_drawn,
+        )
         for seed in seeds
         for number, side in enumerate(sides)
         if side.document is not None and side.runs and (side.is_drawn or seed == seeds[0])

@@ -61,7 +61,7 @@ def pairing_of(base: Side, side: Side) -> tuple[str, str]:
         return (PAIRED_SEEDS if base.is_drawn else PAIRED_REQUESTS), ""
     method = "Welch's t" if base.is_drawn else "blocks of each drawn apart"
     parts = ", ".join(differing)
-    why = f"other requests than the baseline's ({parts}): compared unpaired ({method})"
+    why = f"other requests than the baseline's ({parts} differ): compared unpaired ({method})"
     return (WELCH if base.is_drawn else UNPAIRED_REQUESTS), why
 
 

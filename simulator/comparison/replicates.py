@@ -17,7 +17,7 @@ from simulator.comparison.intervals import Floats
 from simulator.comparison.metrics import picked, request_columns
 from simulator.config import Document, resolve_experiment
 from simulator.engine import simulate
-from simulator.errors import InfeasiblePlan, InvariantViolation
+from simulator.errors import ConfigError, InfeasiblePlan, InvariantViolation
 from simulator.experiment import Experiment
 from simulator.metrics import summarise
 from simulator.request import RequestTable
@@ -40,6 +40,7 @@ class Task:
     """One simulation: an experiment under a seed."""
 
     arm: int
+    name: str
     seed: int
     document: Document
     has_columns: bool  # a number a request is kept
@@ -80,12 +81,18 @@ def fingerprint(table: RequestTable) -> Fingerprint:
 
 
 def replicate(task: Task) -> Replicate:
-    """Simulate one experiment under one seed."""
+    """Simulate one experiment under one seed.
+
+    Raises:
+        ConfigError: policies that do not go together.
+    """
     try:
         experiment = seeded(task.document, task.seed)
         result = simulate(experiment)
     except InfeasiblePlan as error:
         return Replicate(reason=str(error))
+    except ConfigError as error:
+        raise ConfigError(f"{task.name}: {error}") from None
     return Replicate(
         metrics=picked(summarise(experiment, result)),
         columns=request_columns(experiment, result) if task.has_columns else {},
