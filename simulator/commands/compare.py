@@ -9,12 +9,13 @@ from pathlib import Path
 from simulator.commands.flags import COMPARE
 from simulator.commands.output import console, print_json, progress_bar
 from simulator.commands.overrides import Values, document_of, typed, varied
-from simulator.comparison import NUM_SEEDS, Measured, compare, is_result, read_measured
+from simulator.comparison import MOST_SEEDS, NUM_SEEDS, Measured, compare, is_result, read_measured
 from simulator.config import Document
 from simulator.errors import ConfigError
 from simulator.save import check_writable
 
 INTERRUPTED = 130
+MOST_JOBS = 1024
 FIGURES = (".png", ".svg", ".pdf")
 
 
@@ -27,7 +28,10 @@ def run(paths: Sequence[str], values: Values) -> int:
     """
     if values["figure"]:
         check_writable(values["figure"], FIGURES)
-    num_seeds, jobs = _count(values, "seeds", NUM_SEEDS), _count(values, "jobs", 0)
+    num_seeds, jobs = (
+        _count(values, "seeds", NUM_SEEDS, MOST_SEEDS),
+        _count(values, "jobs", 0, MOST_JOBS),
+    )
     experiments = _experiments(paths, values)
     with progress_bar("simulations") as show:
         found = compare(experiments, num_seeds=num_seeds, jobs=jobs, progress=show)
@@ -93,12 +97,12 @@ def _own_name(path: str, each: Document | Measured) -> str:
     return str(each.data.get("name") or Path(path).stem or "baseline")
 
 
-def _count(values: Values, name: str, default: int) -> int:
+def _count(values: Values, name: str, default: int, most: int) -> int:
     """A flag that counts something from 1 on."""
     text = values[name]
     if text is None:
         return default
     count = typed(int, text)
-    if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"--{name}: expected an int >= 1 (got {text!r})")
+    if not isinstance(count, int) or not 1 <= count <= most:
+        raise ConfigError(f"--{name}: expected an int from 1 to {most:,} (got {text})")
     return count

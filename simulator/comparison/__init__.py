@@ -6,11 +6,12 @@ seam for results of real servers.
 
 from __future__ import annotations
 
-from simulator.comparison.compare import NUM_SEEDS, compare
+from simulator.comparison.compare import MOST_SEEDS, NUM_SEEDS, compare
 from simulator.comparison.measured import Measured, is_result, read_measured
 from simulator.comparison.outcome import Arm, Comparison, Difference
 
 __all__ = [
+    "MOST_SEEDS",
     "NUM_SEEDS",
     "Arm",
     "Comparison",

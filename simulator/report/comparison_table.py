@@ -86,7 +86,7 @@ def method(found: Comparison) -> list[str]:
     if times:
         lines.append(
             f"Pairing made intervals {statistics.median(times):.3g} times narrower than unpaired "
-            f"ones (median of {len(times)}; {times[0]:.2g} to {times[-1]:.2g})."
+            f"ones (median of {len(times)}; {times[0]:.3g} to {times[-1]:.3g})."
         )
     return lines
 
@@ -96,7 +96,13 @@ def _table(found: Comparison) -> Table:
     from rich.table import Table
 
     others = found.others
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True, header_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        expand=True,
+        header_style="bold",
+    )
     table.add_column("", no_wrap=True)
     table.add_column("baseline", justify="right", no_wrap=True)
     if len(others) > 1:
