@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from simulator.comparison.intervals import Floats
 from simulator.comparison.metrics import picked, request_columns
 from simulator.config import Document, resolve_experiment
@@ -29,7 +31,7 @@ PARTS = {
     "arrivals": ("arrival_ns", "parent", "delay_ns"),
     "prompt lengths": ("prompt_tokens",),
     "output lengths": ("output_tokens",),
-    "shared prefixes": ("hash_ids", "hash_offsets"),
+    "shared prefixes": ("hash_ids", "hash_offsets", "hash_block_tokens"),
     "priorities and clients": ("priority", "client", "session"),
 }
 Fingerprint = dict[str, str]  # part -> hash of its columns
@@ -75,7 +77,7 @@ def fingerprint(table: RequestTable) -> Fingerprint:
         digest = hashlib.sha256()
         for name in names:
             column = getattr(table, name)
-            digest.update(b"-" if column is None else column.tobytes())
+            digest.update(b"-" if column is None else np.asarray(column).tobytes())
         found[part] = digest.hexdigest()
     return found
 
