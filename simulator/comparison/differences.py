@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from simulator.comparison.intervals import Floats, Interval, block_interval, t_interval
 from simulator.comparison.measured import Measured
-from simulator.comparison.metrics import METRICS, Metric
+from simulator.comparison.metrics import METRICS, PERCENT, Metric
 from simulator.comparison.outcome import (
     INFEASIBLE,
     MEASURED,
@@ -111,22 +111,28 @@ def _difference(
     before, after = _mean(first), _mean(second)
     if before is None or after is None:
         return None
-    gap = after - before
+    unit = metric.change_unit(before)
+    is_relative, factor = unit == PERCENT, 1.0 if unit == "" else 100.0
     interval: Interval | None = None
     if pairing in (PAIRED_SEEDS, WELCH):
         one, two = (np.array(each, dtype=np.float64) for each in (first, second))
-        interval = t_interval(one, two, level, paired=pairing == PAIRED_SEEDS)
+        paired = pairing == PAIRED_SEEDS
+        interval = t_interval(one, two, level, paired=paired, relative=is_relative)
     elif pairing in (PAIRED_REQUESTS, UNPAIRED_REQUESTS) and metric.column:
         one, two = _column(base, metric), _column(side, metric)
         paired = pairing == PAIRED_REQUESTS
-        interval = block_interval(one, two, metric.statistic, level, paired=paired)
-    if interval is not None:  # the same number, summed in another order
-        interval = replace(interval, difference=gap)
-        word = verdict(metric, interval)
-    else:
+        interval = block_interval(
+            one, two, metric.statistic, level, paired=paired, relative=is_relative
+        )
+    gap = after - before
+    change = factor * gap / (abs(before) if is_relative else 1.0)
+    if interval is None:
         word = SAME if gap == 0 and pairing == PAIRED_REQUESTS else ""
-    percent = 100 * gap / abs(before) if before else None
-    return Difference(difference=gap, percent=percent, interval=interval, verdict=word)
+        return Difference(change=change, unit=unit, verdict=word)
+    interval = interval.times(factor)
+    return Difference(
+        change=change, unit=unit, interval=interval, verdict=verdict(metric, interval)
+    )
 
 
 def _column(side: Side, metric: Metric) -> Floats:

@@ -11,8 +11,11 @@ Two kinds of data, two methods:
   standard error and one degree of freedom less than there are blocks: with few long blocks it
   covers better than quantiles of the resamples.
 
-Every interval comes with the width that it would have without pairing. NaN marks a request without
-a value.
+The change is the difference, or relative: the ratio of the means less one. Its error is that of the
+linearised ratio, other - ratio x base over the mean of base (the ratio estimator of Cochran,
+Sampling Techniques, chapter 6), so that a difference in % is not charged with the luck of the
+baseline. Every interval comes with the width that it would have without pairing. NaN marks a
+request without a value.
 """
 
 from __future__ import annotations
@@ -32,9 +35,9 @@ DRAWN_ELEMENTS, CHUNK_ELEMENTS = 20_000_000, 4_000_000  # in all, and at once (3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Where the difference (other - baseline) lies, in the unit of the data."""
+    """Where a change lies, in the unit of the data or, where relative, as a share of the base."""
 
-    difference: float
+    change: float
     low: float
     high: float
     unpaired_width: float = math.nan  # NaN where the interval is itself unpaired
@@ -50,56 +53,78 @@ class Interval:
         width = self.high - self.low
         return self.unpaired_width / width if width > 0 else math.nan
 
+    def times(self, factor: float) -> Interval:
+        """The same in another unit."""
+        return Interval(
+            change=factor * self.change,
+            low=factor * self.low,
+            high=factor * self.high,
+            unpaired_width=factor * self.unpaired_width,
+            block_requests=self.block_requests,
+        )
 
-def t_interval(base: Floats, other: Floats, level: float, *, paired: bool) -> Interval | None:
-    """Student's t interval of the mean difference; entry k of both is seed k where `paired`.
 
-    Values are finite. None where there are too few: an interval takes two values each.
+def t_interval(
+    base: Floats, other: Floats, level: float, *, paired: bool, relative: bool = False
+) -> Interval | None:
+    """Student's t interval of the change of the mean; entry k of both is seed k where `paired`.
+
+    Values are finite, and the mean of the base is not 0 where `relative`. None where there are too
+    few: an interval takes two values each.
     """
     if min(len(base), len(other)) < 2:
         return None
-    difference = float(other.mean() - base.mean())
-    errors = [float(side.var(ddof=1)) / len(side) for side in (base, other)]
-    unpaired = _ends(difference, math.sqrt(sum(errors)), _welch_freedom(base, other, errors), level)
+    unit = abs(float(base.mean())) if relative else 1.0
+    change = float(other.mean() - base.mean()) / unit
+    scaled = base * (float(other.mean()) / float(base.mean())) if relative else base
+    errors = [float(side.var(ddof=1)) / len(side) for side in (scaled, other)]
+    apart = _reach(math.sqrt(sum(errors)), _welch_freedom(scaled, other, errors), level) / unit
     if not paired:
-        return Interval(difference=difference, low=unpaired[0], high=unpaired[1])
-    gaps = other - base
-    difference = float(gaps.mean())
-    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if np.ptp(gaps) > 0 else 0.0
-    low, high = _ends(difference, error, len(gaps) - 1, level)
-    width = unpaired[1] - unpaired[0]
-    return Interval(difference=difference, low=low, high=high, unpaired_width=width)
+        return Interval(change=change, low=change - apart, high=change + apart)
+    gaps = other - scaled
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps)) if _differ(base, other, gaps) else 0.0
+    reach = _reach(error, len(gaps) - 1, level) / unit
+    return Interval(
+        change=change, low=change - reach, high=change + reach, unpaired_width=2 * apart
+    )
 
 
 def block_interval(
-    base: Floats, other: Floats, statistic: str, level: float, *, paired: bool
+    base: Floats,
+    other: Floats,
+    statistic: str,
+    level: float,
+    *,
+    paired: bool,
+    relative: bool = False,
 ) -> Interval | None:
-    """The interval of the difference of a statistic over requests, in order of arrival.
+    """The interval of the change of a statistic over requests, in order of arrival.
 
     Both have an entry a request; entry k of both is the same request where `paired`. None where
     there are too few requests for two blocks, or no values.
     """
     series = (base, other, other - base) if paired else (base, other)
-    known = min(int((~np.isnan(one)).sum()) for one in series)
-    if known < 4:
+    if min(int((~np.isnan(one)).sum()) for one in series) < 4:
         return None
     length = max(block_length(one) for one in series)
     num_blocks = min(len(base), len(other)) // length
     if num_blocks < 2:
         return None
-    draws = [_resampled(base, statistic, length, 0)]
-    draws.append(_resampled(other, statistic, length, 0 if paired else 1))
-    point = float(_statistic(other[None], statistic)[0] - _statistic(base[None], statistic)[0])
-    gaps = draws[1] - draws[0]
-    apart = math.sqrt(sum(float(np.nanvar(side, ddof=1)) for side in draws))
-    error = (float(np.nanstd(gaps, ddof=1)) if np.ptp(gaps) != 0 else 0.0) if paired else apart
-    low, high = _ends(point, error, num_blocks - 1, level)
-    wide = _ends(point, apart, num_blocks - 1, level)
+    before, after = (float(_statistic(one[None], statistic)[0]) for one in (base, other))
+    draws = _resampled(base, statistic, length, 0)
+    other_draws = _resampled(other, statistic, length, 0 if paired else 1)
+    unit = abs(before) if relative else 1.0
+    scaled = draws * (after / before) if relative else draws
+    apart = math.sqrt(float(np.nanvar(scaled, ddof=1)) + float(np.nanvar(other_draws, ddof=1)))
+    gaps = other_draws - scaled
+    together = float(np.nanstd(gaps, ddof=1)) if _differ(draws, other_draws, gaps) else 0.0
+    change = (after - before) / unit
+    reach = _reach(together if paired else apart, num_blocks - 1, level) / unit
     return Interval(
-        difference=point,
-        low=low,
-        high=high,
-        unpaired_width=wide[1] - wide[0] if paired else math.nan,
+        change=change,
+        low=change - reach,
+        high=change + reach,
+        unpaired_width=2 * _reach(apart, num_blocks - 1, level) / unit if paired else math.nan,
         block_requests=length,
     )
 
@@ -167,9 +192,14 @@ def _statistic(rows: Floats, statistic: str) -> Floats:
     return np.asarray(left + (place - below) * (right - left))
 
 
-def _ends(middle: float, error: float, freedom: float, level: float) -> tuple[float, float]:
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error if error > 0 else 0.0
-    return middle - reach, middle + reach
+def _differ(base: Floats, other: Floats, gaps: Floats) -> bool:
+    """False where the change is the same throughout, which rounding must not blur."""
+    return bool(np.ptp(gaps) != 0) and not np.array_equal(base, other, equal_nan=True)
+
+
+def _reach(error: float, freedom: float, level: float) -> float:
+    """Half the width of a t interval."""
+    return float(stats.t.ppf((1 + level) / 2, freedom)) * error if error > 0 else 0.0
 
 
 def _welch_freedom(base: Floats, other: Floats, errors: list[float]) -> float:

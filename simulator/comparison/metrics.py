@@ -15,6 +15,7 @@ from simulator.latency import request_times, slo_met
 from simulator.recorder import Result
 
 LOWER, HIGHER = "lower", "higher"
+PERCENT, POINTS = "%", "pt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,15 @@ class Metric:
     better: str = ""  # LOWER, HIGHER; "" = neither
     column: str = ""  # of `request_columns` that it is a statistic of; "" = of the run as a whole
     statistic: str = ""
+
+    def change_unit(self, base: float) -> str:
+        """How a change from `base` is told: points of a share, % where that is defined, or as is.
+
+        Of counts a percentage says little: most baselines have none.
+        """
+        if self.unit == "share":
+            return POINTS
+        return "" if base == 0 or self.statistic == SUM else PERCENT
 
 
 METRICS = (

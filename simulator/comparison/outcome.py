@@ -20,18 +20,18 @@ BETTER, WORSE, SAME, UNCLEAR = "better", "worse", "same", "unclear"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One metric of one arm against the baseline."""
+    """One metric of one arm against the baseline; change and interval in `unit`."""
 
-    difference: float  # arm - baseline, in the metric's unit
-    percent: float | None  # of the baseline; None where that is 0
+    change: float
+    unit: str  # "%" of the baseline, "pt" of a share, "" = the metric's own
     interval: Interval | None = None
     verdict: str = ""  # "" = no interval
 
     def to_json(self) -> dict[str, Any]:
         interval = self.interval
         return {
-            "difference": self.difference,
-            "difference_percent": self.percent,
+            "change": self.change,
+            "change_unit": self.unit,
             "low": interval.low if interval else None,
             "high": interval.high if interval else None,
             "significant": interval.excludes_zero if interval else None,
@@ -40,15 +40,8 @@ class Difference:
         }
 
 
-NOTHING: dict[str, Any] = {
-    "difference": None,
-    "difference_percent": None,
-    "low": None,
-    "high": None,
-    "significant": None,
-    "verdict": None,
-    "times_narrower": None,
-}
+KEYS = ("change", "change_unit", "low", "high", "significant", "verdict", "times_narrower")
+NOTHING = dict.fromkeys(KEYS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

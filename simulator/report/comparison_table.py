@@ -20,7 +20,6 @@ from simulator.comparison.outcome import (
     WORSE,
     Arm,
     Comparison,
-    Difference,
 )
 from simulator.units import show_count, show_time
 
@@ -125,31 +124,21 @@ def _table(found: Comparison) -> Table:
 
 def _rows(metric: Metric, found: Comparison) -> list[list[str]]:
     """An arm each: name and cells; one row where none differs."""
-    rows = [[arm.name, *_cells(metric, arm, found.baseline)] for arm in found.others]
+    rows = [[arm.name, *_cells(metric, arm)] for arm in found.others]
     is_same = len(rows) > 1 and all(row[-1] == SAME for row in rows)
     return [["all", *rows[0][1:]]] if is_same else rows
 
 
-def _cells(metric: Metric, arm: Arm, baseline: Arm) -> list[str]:
-    """Value, difference, interval, verdict."""
+def _cells(metric: Metric, arm: Arm) -> list[str]:
+    """Value, change, interval, verdict."""
     found = arm.differences.get(metric.key)
     if found is None:
         return [shown(metric, arm), DASH, DASH, ""]
-    scale, unit = scale_of(metric, found, baseline)
-    gap = f"{signed(scale * found.difference)}{unit}"
+    unit = f" {found.unit}" if found.unit else ""
     ends = DASH
     if found.interval:
-        low, high = (signed(scale * end) for end in (found.interval.low, found.interval.high))
-        ends = f"{low} … {high}"
-    return [shown(metric, arm), gap, ends, found.verdict]
-
-
-def scale_of(metric: Metric, found: Difference, baseline: Arm) -> tuple[float, str]:
-    """Factor and unit in which differences are read: points of shares, else % of the baseline."""
-    if metric.unit == "share":
-        return 100.0, " pt"
-    base = baseline.values[metric.key]
-    return (100.0 / abs(base), " %") if base else (1.0, "")
+        ends = f"{signed(found.interval.low)} … {signed(found.interval.high)}"
+    return [shown(metric, arm), f"{signed(found.change)}{unit}", ends, found.verdict]
 
 
 def shown(metric: Metric, arm: Arm) -> str:

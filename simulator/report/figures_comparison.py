@@ -9,7 +9,6 @@ import numpy as np
 
 from simulator.comparison.metrics import Metric
 from simulator.comparison.outcome import LEVEL, Arm, Comparison
-from simulator.report.comparison_table import scale_of
 from simulator.report.style import (
     COLOURS,
     DOTS_PER_INCH,
@@ -50,7 +49,7 @@ def save_comparison_figure(path: str | Path, found: Comparison) -> None:
 def forest_figure(found: Comparison) -> Figure:
     """A row a metric, a mark an arm: filled where the interval leaves zero out, else hollow.
 
-    Differences are in % of the baseline, those of shares in points. Metrics that do not differ in
+    Changes are in % of the baseline, those of shares in points. Metrics that do not differ in
     any arm are left out.
     """
     metrics = [metric for metric in found.metrics if _differs(found, metric)]
@@ -73,7 +72,7 @@ def forest_figure(found: Comparison) -> Figure:
     for row in range(1, len(metrics)):
         axes.axhline(row - 0.5, color=GREY, linewidth=0.4, alpha=0.6)
     kept = f"{100 * LEVEL:.0f} % intervals; filled: leaves out 0"
-    label(axes, xlabel=f"difference from {found.baseline.name}, % (pt: points)\n{kept}")
+    label(axes, xlabel=f"change from {found.baseline.name}, % (pt: points)\n{kept}")
     legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=1 if _long(others) else 2)
     return figure
 
@@ -81,8 +80,7 @@ def forest_figure(found: Comparison) -> Figure:
 def _differs(found: Comparison, metric: Metric) -> bool:
     """True where some arm's difference can be drawn and is not zero."""
     gaps = [arm.differences.get(metric.key) for arm in found.others]
-    base = found.baseline.values.get(metric.key)
-    return any(gap and gap.difference for gap in gaps) and (base != 0 or metric.unit == "share")
+    return any(gap is not None and gap.change and gap.unit for gap in gaps)
 
 
 def _mark(
@@ -93,13 +91,12 @@ def _mark(
     if gap is None:
         return []  # this arm does not have it
     number, row = place
-    scale, _ = scale_of(metric, gap, found.baseline)
     num = len(found.others)
     y = row + (0.7 * ((number + 0.5) / num - 0.5) if num > 1 else 0.0)
-    middle, colour = scale * gap.difference, _colour(number)
+    middle, colour = gap.change, _colour(number)
     ends = [middle]
     if gap.interval:
-        ends = [scale * gap.interval.low, scale * gap.interval.high]
+        ends = [gap.interval.low, gap.interval.high]
         axes.plot(ends, [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
     is_clear = gap.interval is not None and gap.interval.excludes_zero
     axes.plot(

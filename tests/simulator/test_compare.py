@@ -90,7 +90,7 @@ def test_an_experiment_against_itself_differs_by_exactly_nothing() -> None:
     assert set(again.differences) == {metric.key for metric in METRICS}
     for difference in again.differences.values():
         interval = difference.interval
-        assert (difference.difference, interval.low, interval.high) == (0, 0, 0)
+        assert (difference.change, interval.low, interval.high) == (0, 0, 0)
         assert difference.verdict == "same"
     assert again.each == found.baseline.each
 
@@ -127,14 +127,19 @@ def test_values_and_intervals_are_those_of_single_runs(policies: Comparison) -> 
         summaries = [summarise(each, simulate(each)) for each in experiments]
         runs.append(np.array([summary["mean_tpot_ms"] for summary in summaries], dtype=float))
         assert of(policies, name).each["mean_tpot_ms"] == runs[-1].tolist()
-    gaps = runs[1] - runs[0]
     assert (4, 5, 6, 7) == policies.seeds
     difference = of(policies, "vllm_v0").differences["mean_tpot_ms"]
-    assert difference.difference == pytest.approx(gaps.mean())
+    ratio = runs[1].mean() / runs[0].mean()
+    assert difference.change == pytest.approx(100 * (ratio - 1))
     # Three comparisons hold together: t(3) at 1 - 0.05 / 6 is 4.8567.
+    reach = 4.8567 * (runs[1] - ratio * runs[0]).std(ddof=1) / 2 / runs[0].mean()
+    assert difference.interval.high == pytest.approx(100 * (ratio - 1 + reach), rel=1e-4)
+    met = [np.array(of(policies, name).each["slo_attainment"]) for name in ("V1", "small chunks")]
+    gaps = 100 * (met[1] - met[0])
+    points = of(policies, "small chunks").differences["slo_attainment"]
+    assert (points.unit, points.change) == ("pt", pytest.approx(gaps.mean()))
     reach = 4.8567 * gaps.std(ddof=1) / 2
-    assert difference.interval.high == pytest.approx(gaps.mean() + reach, rel=1e-4)
-    assert difference.percent == pytest.approx(100 * gaps.mean() / runs[0].mean())
+    assert points.interval.low == pytest.approx(gaps.mean() - reach, rel=1e-4)
 
 
 def test_verdicts_follow_what_is_known_of_the_policies(policies: Comparison) -> None:
@@ -144,7 +149,7 @@ def test_verdicts_follow_what_is_known_of_the_policies(policies: Comparison) -> 
     assert "worse" == static["usd_per_million_output_tokens"].verdict
     chunks = of(policies, "small chunks").differences
     assert "worse" == chunks["mean_ttft_ms"].verdict
-    assert chunks["p99_tpot_ms"].difference < 0
+    assert chunks["p99_tpot_ms"].change < 0
     assert 1 < np.median(policies.narrowing())
 
 
@@ -172,7 +177,7 @@ def test_a_trace_is_run_once_and_paired_by_request(tmp_path: Path) -> None:
     assert {"same"} == {difference.verdict for difference in again.differences.values()}
     assert v0.differences["output_throughput"].interval is None
     tpot = v0.differences["mean_tpot_ms"].interval
-    assert tpot.low < v0.differences["mean_tpot_ms"].difference < tpot.high
+    assert tpot.low < v0.differences["mean_tpot_ms"].change < tpot.high
     assert tpot.times_narrower > 1
     assert tpot.block_requests >= 1
 
@@ -283,12 +288,12 @@ def test_json_has_stable_keys_and_does_not_depend_on_jobs(
     assert ["name", "kind", "reason", "pairing", "notes", "metrics"] == list(found["arms"][1])
     metrics = found["arms"][1]["metrics"]
     assert [metric.key for metric in METRICS] == list(metrics)
-    keys = "value replicates difference difference_percent low high significant verdict"
+    keys = "value replicates change change_unit low high significant verdict"
     for arm in found["arms"]:
         for entry in arm["metrics"].values():
             assert [*keys.split(), "times_narrower"] == list(entry)
     assert 2 == len(metrics["mean_ttft_ms"]["replicates"])
-    assert found["arms"][0]["metrics"]["mean_ttft_ms"]["difference"] is None
+    assert found["arms"][0]["metrics"]["mean_ttft_ms"]["change"] is None
 
 
 def test_a_measured_result_stands_beside_the_simulation(
@@ -303,7 +308,7 @@ def test_a_measured_result_stands_beside_the_simulation(
     assert (MEASURED, VALUES_ONLY) == (chart["kind"], chart["pairing"])
     entry = chart["metrics"]["mean_ttft_ms"]
     assert (value, None) == (entry["value"], entry["low"])
-    assert entry["difference"] != 0
+    assert entry["change"] != 0
     text = printed(capsys, "server.json", "chat.yaml", "--seeds", "1", "--jobs", "1")
     assert "chat against server (the baseline)" in text
     assert "a measured run has requests of its own: values only" in text

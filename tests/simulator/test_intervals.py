@@ -69,14 +69,43 @@ def test_t_intervals_cover_a_known_difference_at_the_nominal_rate(num_seeds: int
     assert np.median(narrower) > (3 if num_seeds > 2 else 1)
 
 
+def test_relative_intervals_cover_a_known_ratio_and_are_spared_the_luck_of_the_baseline() -> None:
+    rng, studies, hits, narrower = np.random.default_rng(7), 3000, 0, []
+    for _ in range(studies):
+        luck = rng.lognormal(0, 0.5, 5)  # a heavy seed slows both arms by the same factor
+        base = luck * rng.normal(1, 0.02, 5)
+        other = 1.5 * luck * rng.normal(1, 0.02, 5)
+        found = known(t_interval(base, other, LEVEL, paired=True, relative=True))
+        plain = known(t_interval(base, other, LEVEL, paired=True))
+        hits += found.low <= 0.5 <= found.high
+        narrower.append((plain.high - plain.low) / base.mean() / (found.high - found.low))
+    assert 0.92 < hits / studies < LEVEL + 0.012
+    assert np.median(narrower) > 4
+
+
+def test_a_relative_interval_is_the_linearised_ratio() -> None:
+    rng = np.random.default_rng(8)
+    base, other = rng.exponential(2, 3000), rng.exponential(3, 3000)
+    ratio = other.mean() / base.mean()
+    error = (other - ratio * base).std(ddof=1) / math.sqrt(3000) / base.mean()
+    found = known(block_interval(base, other, MEAN, LEVEL, paired=True, relative=True))
+    assert found.change == pytest.approx(ratio - 1)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+    apart = known(t_interval(base, other[:2000], LEVEL, paired=False, relative=True))
+    ratio = other[:2000].mean() / base.mean()
+    parts = other[:2000].var(ddof=1) / 2000 + ratio**2 * base.var(ddof=1) / 3000
+    reach = 1.96 * math.sqrt(parts) / base.mean()
+    assert apart.high == pytest.approx(ratio - 1 + reach, rel=0.01)
+
+
 def test_equal_values_differ_by_exactly_nothing() -> None:
     values = np.array([0.1, 0.7, 0.3])
     found = known(t_interval(values, values, LEVEL, paired=True))
-    assert (found.difference, found.low, found.high, found.excludes_zero) == (0, 0, 0, False)
+    assert (found.change, found.low, found.high, found.excludes_zero) == (0, 0, 0, False)
     column = np.random.default_rng(0).exponential(size=200)
     for statistic in (MEAN, P99, SUM):
         found = known(block_interval(column, column, statistic, LEVEL, paired=True))
-        assert (found.difference, found.low, found.high) == (0, 0, 0)
+        assert (found.change, found.low, found.high) == (0, 0, 0)
     shifted = known(t_interval(values, values + 0.5, LEVEL, paired=True))
     assert shifted.low == pytest.approx(0.5)
     assert shifted.excludes_zero
@@ -97,7 +126,7 @@ def test_of_independent_requests_blocks_are_a_t_interval() -> None:
     found = known(block_interval(base, other, MEAN, LEVEL, paired=True))
     oracle = stats.ttest_rel(other, base).confidence_interval(LEVEL)
     assert found.block_requests < 8
-    assert found.difference == pytest.approx(float((other - base).mean()))
+    assert found.change == pytest.approx(float((other - base).mean()))
     assert found.high - found.low == pytest.approx(oracle.high - oracle.low, rel=0.1)
     again = block_interval(base, other, MEAN, LEVEL, paired=True)
     assert again == found
@@ -146,7 +175,7 @@ def test_statistics_leave_out_requests_without_a_value() -> None:
     base[::7] = np.nan
     other[::5] = np.nan
     mean = known(block_interval(base, other, MEAN, LEVEL, paired=False))
-    assert mean.difference == pytest.approx(np.nanmean(other) - np.nanmean(base))
+    assert mean.change == pytest.approx(np.nanmean(other) - np.nanmean(base))
     tail = known(block_interval(base, other, P99, LEVEL, paired=True))
     expected = np.nanpercentile(other, 99) - np.nanpercentile(base, 99)
-    assert tail.difference == pytest.approx(expected)
+    assert tail.change == pytest.approx(expected)
