@@ -65,14 +65,14 @@ def forest_figure(found: Comparison) -> Figure:
             reach += _mark(axes, found, arm, metric, (number, row))
         axes.plot([], [], color=_colour(number), marker=_marker(number), label=arm.name)
     axes.axvline(0, color="black", linewidth=1)
-    _scale(axes, reach)
+    scale = _scale(axes, reach)
     axes.set_yticks(range(len(metrics)), [_title(metric) for metric in metrics])
     axes.set_ylim(len(metrics) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     for row in range(1, len(metrics)):
         axes.axhline(row - 0.5, color=GREY, linewidth=0.4, alpha=0.6)
-    kept = f"{100 * LEVEL:.0f} % intervals; filled: leaves out 0"
-    label(axes, xlabel=f"change from {found.baseline.name}, % (pt: points)\n{kept}")
+    read = f"pt: points{scale}; filled: {100 * LEVEL:.0f} % interval leaves out 0"
+    label(axes, xlabel=f"change from {found.baseline.name}, %\n{read}")
     legend(axes, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=1 if _long(others) else 2)
     return figure
 
@@ -111,8 +111,8 @@ def _mark(
     return [middle, *ends]
 
 
-def _scale(axes: Axes, reach: list[float]) -> None:
-    """Linear, or where a few differences dwarf the others logarithmic beyond 10 %."""
+def _scale(axes: Axes, reach: list[float]) -> str:
+    """Linear, or where a few changes dwarf the others logarithmic beyond 10 %; says which."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
     known = [abs(one) for one in reach if one]
@@ -121,11 +121,14 @@ def _scale(axes: Axes, reach: list[float]) -> None:
         room = 0.04 * (right - left)
         axes.set_xlim(left - room, right + room)
         axes.xaxis.set_major_locator(MaxNLocator(7))
+        told = ""
     else:
         axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.0)
         axes.set_xlim(2 * left - 1, 2 * right + 1)
         axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=LINEAR))
+        told = f"; log beyond ±{LINEAR:.0f}"
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    return told
 
 
 def _tick(value: float) -> str:
