@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from simulator.comparison.intervals import Floats, Interval, block_interval, t_interval
+from simulator.comparison.intervals import (
+    Floats,
+    Interval,
+    block_interval,
+    longest_block,
+    t_interval,
+)
 from simulator.comparison.measured import Measured
 from simulator.comparison.metrics import METRICS, PERCENT, Metric
 from simulator.comparison.outcome import (
@@ -77,7 +83,10 @@ def arm_of(base: Side, side: Side, level: float) -> Arm:
     if side.reason:
         return Arm(name=side.name, kind=INFEASIBLE, reason=side.reason)
     each = _each(side)
-    found = {metric.key: _difference(base, side, metric, pairing, level) for metric in METRICS}
+    length = _block_requests(base, side, pairing)
+    found = {
+        metric.key: _difference(base, side, metric, pairing, level, length) for metric in METRICS
+    }
     differences = {} if side is base else {k: d for k, d in found.items() if d is not None}
     return Arm(
         name=side.name,
@@ -104,7 +113,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _difference(
-    base: Side, side: Side, metric: Metric, pairing: str, level: float
+    base: Side, side: Side, metric: Metric, pairing: str, level: float, length: int
 ) -> Difference | None:
     """One metric of an arm against the baseline; None where either does not have it."""
     first, second = (_each(one)[metric.key] for one in (base, side))
@@ -122,7 +131,7 @@ def _difference(
         one, two = _column(base, metric), _column(side, metric)
         paired = pairing == PAIRED_REQUESTS
         interval = block_interval(
-            one, two, metric.statistic, level, paired=paired, relative=is_relative
+            one, two, metric.statistic, level, paired=paired, relative=is_relative, length=length
         )
     gap = after - before
     change = factor * gap / (abs(before) if is_relative else 1.0)
@@ -133,6 +142,15 @@ def _difference(
     return Difference(
         change=change, unit=unit, interval=interval, verdict=verdict(metric, interval)
     )
+
+
+def _block_requests(base: Side, side: Side, pairing: str) -> int:
+    """How many requests to resample together; 0 where seeds are compared."""
+    if pairing not in (PAIRED_REQUESTS, UNPAIRED_REQUESTS):
+        return 0
+    metrics = {metric.column: metric for metric in METRICS if metric.column}
+    columns = [(_column(base, metric), _column(side, metric)) for metric in metrics.values()]
+    return longest_block(columns, paired=pairing == PAIRED_REQUESTS)
 
 
 def _column(side: Side, metric: Metric) -> Floats:
@@ -151,11 +169,10 @@ def _notes(base: Side, side: Side, differences: Mapping[str, Difference]) -> tup
         first, second = (next(iter(one.found.values())).slo for one in (base, side))
         if first != second:
             notes.append("its SLOs are not the baseline's")
-    lengths = [d.interval.block_requests for d in differences.values() if d.interval]
-    longest = max(lengths, default=0)
-    if longest and num // longest < FEW_BLOCKS:
+    lengths = {d.interval.block_requests for d in differences.values() if d.interval} - {0}
+    if lengths and num // max(lengths) < FEW_BLOCKS:
         notes.append(
-            f"{num:,} requests are but {num // longest} blocks of requests that wait together: "
-            "its intervals may be too narrow"
+            f"{num:,} requests are but {num // max(lengths)} blocks of {max(lengths)} under one "
+            "load: its intervals may be too narrow"
         )
     return tuple(notes)

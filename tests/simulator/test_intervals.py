@@ -17,6 +17,7 @@ from simulator.comparison.intervals import (
     Interval,
     block_interval,
     block_length,
+    longest_block,
     t_interval,
 )
 
@@ -167,6 +168,18 @@ def test_the_length_of_blocks_is_that_of_theory(phi: float) -> None:
     found = [block_length(autoregressive(rng, num, phi)) for _ in range(40)]
     assert np.mean(found) == pytest.approx(ideal, rel=0.15)
     assert block_length(np.ones(100)) == 1
+
+
+def test_blocks_are_as_long_as_the_column_with_the_longest_memory_needs() -> None:
+    rng = np.random.default_rng(9)
+    load = autoregressive(rng, 1000, 0.9)
+    noisy = load + 20 * rng.normal(size=1000)  # as E2E, which the lengths of answers drown
+    assert block_length(noisy) < 10
+    columns = [(noisy, noisy + load), (load, 2 * load)]
+    assert longest_block(columns, paired=True) == block_length(load) > 20
+    found = known(block_interval(noisy, 1.1 * noisy + load, MEAN, LEVEL, paired=True, length=50))
+    assert found.block_requests == 50
+    assert longest_block([(np.full(9, np.nan), np.full(9, np.nan))], paired=False) == 1
 
 
 def test_statistics_leave_out_requests_without_a_value() -> None:
