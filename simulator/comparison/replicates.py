@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
@@ -106,7 +106,7 @@ def replicate(task: Task) -> Replicate:
 
 
 def replicates(tasks: Sequence[Task], jobs: int = 0) -> Iterator[tuple[Task, Replicate]]:
-    """Simulate on `jobs` processes (0 = all cores); yield each as it ends.
+    """Simulate on `jobs` processes (0 = all cores); yield each in the order of the tasks.
 
     Raises:
         ConfigError, OutsideCalibration: an experiment that cannot be used.
@@ -123,9 +123,9 @@ def replicates(tasks: Sequence[Task], jobs: int = 0) -> Iterator[tuple[Task, Rep
     pool = ProcessPoolExecutor(jobs, context, _leave_ctrl_c)
     is_done = False
     try:
-        running = {pool.submit(replicate, task): task for task in tasks}
-        for future in as_completed(running):
-            yield running[future], future.result()
+        running = [pool.submit(replicate, task) for task in tasks]
+        for task, future in zip(tasks, running, strict=True):
+            yield task, future.result()
         is_done = True
     except BrokenProcessPool:
         raise InvariantViolation("a worker process died (out of memory?)") from None
