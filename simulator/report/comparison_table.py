@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 DASH = "–"
+DRAWABLE = ("arrivals", "prompt lengths", "output lengths")
 STYLES = {BETTER: "bold", WORSE: "bold"}
 
 
@@ -64,7 +65,11 @@ def method(found: Comparison) -> list[str]:
     lines = []
     if len(found.seeds) > 1:
         drawn = f", which draw {', '.join(found.drawn)}" if found.drawn else ""
-        lines.append(f"{len(found.seeds)} seeds ({found.seeds[0]} to {found.seeds[-1]}){drawn}.")
+        same = [part for part in DRAWABLE if part not in found.drawn] if found.drawn else []
+        rest = f" ({' and '.join(same)} are the same in all)" if same else ""
+        lines.append(
+            f"{len(found.seeds)} seeds ({found.seeds[0]} to {found.seeds[-1]}){drawn}{rest}."
+        )
     if PAIRED_SEEDS in pairings:
         lines.append(
             "Under each seed equal requests met every experiment: paired by seed, "

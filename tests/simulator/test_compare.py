@@ -353,6 +353,18 @@ def test_the_figure_shows_every_interval_and_which_leave_out_zero(policies: Comp
     assert ["no difference"] == [text.get_text() for text in nothing.texts]
 
 
+def test_a_variation_may_have_a_name_and_several_keys() -> None:
+    name, document = varied(drawn(), "small: scheduler=sarathi; scheduler.token_budget=64")
+    assert ("small", {"kind": "sarathi", "token_budget": 64}) == (name, document.data["scheduler"])
+    assert "--vary scheduler.token_budget" == document.where("scheduler.token_budget")
+    name, document = varied(drawn(), "scheduler=my_module:Mine")  # the colon is of the value
+    assert ("scheduler=my_module:Mine", "my_module:Mine") == (
+        name,
+        document.data["scheduler"]["kind"],
+    )
+    assert "scheduler" not in drawn().data
+
+
 def test_flags_apply_to_every_experiment_and_need_no_file(
     chat: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
