@@ -47,6 +47,13 @@ def search(experiment: str | None, **values: Any) -> int:
     return run(experiment, values)
 
 
+def compare(experiments: list[str] | None, **values: Any) -> int:
+    """Run experiments side by side on equal requests: paired differences and their intervals."""
+    from simulator.commands.compare import run
+
+    return run(experiments or [], values)
+
+
 def serve(experiment: str | None, **values: Any) -> None:
     """Serve an emulated model over HTTP, as OpenAI's API: tokens come when simulated ones would."""
     from simulator.commands.serve import run
@@ -199,6 +206,23 @@ RESULTS = (
 )
 
 
+COMPARED = (
+    inspect.Parameter(
+        "experiments",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[EXPERIMENT.yaml|RESULT.json]...",
+                help="Experiments, or results of vllm bench serve; the first is the baseline.",
+                show_default=False,
+            ),
+        ],
+    ),
+)
+
+
 def _add(
     command: Callable[..., int | None],
     options: Sequence[Flag],
@@ -233,6 +257,13 @@ _add(
     "headway search experiments/plan_search.yaml",
     "headway search --model llama-3.1-70b --cluster 8xH100-SXM --trace chat-1k "
     "--objective goodput --slo ttft=1s --slo tpot=50ms",
+)
+_add(
+    compare,
+    flags.COMPARE,
+    "headway compare experiments/quickstart.yaml --vary scheduler=vllm_v0 --vary scheduler=static",
+    "headway compare experiments/prefix_cache.yaml --vary router=round_robin --seeds 8 --json",
+    arguments=COMPARED,
 )
 _add(
     serve,

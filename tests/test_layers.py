@@ -48,6 +48,7 @@ LAYERS: tuple[set[str], ...] = (
         *("disaggregated", "energy", "fragmentation", "frames", "itl", "latency", "metrics"),
         *("live", "occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
         *("search", "serve", "timeline", "uncertainty", "validation"),
+        "comparison",
     },
     # 7: the command line
     {"cli", "commands", "__main__"},

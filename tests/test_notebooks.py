@@ -32,7 +32,9 @@ def printed(notebook: Any) -> list[str]:
 
 def test_the_notebooks_are_there() -> None:
     names = {path.stem for path in NOTEBOOKS}
-    assert {"quickstart", "plan_search", "capacity", "calibration", "fidelity"} == names
+    assert names == {
+        *("quickstart", "plan_search", "capacity", "calibration", "fidelity", "policies"),
+    }
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

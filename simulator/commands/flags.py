@@ -296,6 +296,17 @@ QUESTION = _panel(
     Flag(name="--jobs", key="search.jobs", kind=int, help="Processes; default: all cores."),
     Flag(name="--store", metavar="FILE", help="Keep finished simulations; resume from them."),
 )
+ARMS = _panel(
+    "Comparison",
+    Flag(
+        name="--vary",
+        many=True,
+        metavar="[NAME:] KEY=VALUE; …",
+        help="One more experiment: the first one with these YAML keys. Repeatable.",
+    ),
+    Flag(name="--seeds", metavar="N", help="Seeds each runs under, from --seed on; default 5."),
+    Flag(name="--jobs", metavar="INT", help="Processes; default: all cores."),
+)
 BATCH = _panel(
     "Iteration",
     Flag(
@@ -338,8 +349,14 @@ CALIBRATE = _panel(
     Flag(name="--compact", kind=bool, help="fit: fewer trees, a file small enough to ship."),
     JSON,
 )
-SIMULATE = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *SPECULATION, *WORKLOAD, *RUN, *COALESCE)
-SIMULATE += (*UNCERTAINTY, JSON, *SAVE)
+EXPERIMENT = (*WHAT, *PLAN, *LIMITS, *ENGINE, *POLICIES, *SPECULATION, *WORKLOAD, *RUN, *COALESCE)
+SIMULATE = (*EXPERIMENT, *UNCERTAINTY, JSON, *SAVE)
+COMPARE = (
+    *ARMS,
+    *EXPERIMENT,
+    JSON,
+    Flag(name="--figure", metavar="FILE", help="Draw the differences, .png, .svg or .pdf."),
+)
 SEARCH = (*WHAT[:2], *QUESTION, *TRIED, *ENGINE, *POLICIES, *WORKLOAD, *RUN)
 SEARCH += (*UNCERTAINTY, JSON, FIGURES)
 SEARCH += (

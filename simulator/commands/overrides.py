@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from simulator.commands.flags import TRIED, Flag
@@ -32,8 +33,27 @@ def document_of(experiment: str | None, flags: Sequence[Flag], values: Values) -
     for text in values.get("slo") or ():
         document = _with_slo(document, text)
     for text in values.get("set") or ():
-        document = _with_key(document, text)
+        document = _with_key(document, text, "--set")
     return document
+
+
+def varied(document: Document, text: str) -> tuple[str, Document]:
+    """Name, and document with the keys of one --vary, '[NAME:] KEY=VALUE; ...', laid over it.
+
+    Raises:
+        ConfigError: no keys, or the seed, which all arms of a comparison share.
+    """
+    name, colon, keys = text.partition(":")
+    if not colon or "=" in name:  # a colon inside a value
+        name, keys = " ".join(text.split()), text
+    for part in keys.split(";"):
+        if part.partition("=")[0].strip() == "seed":
+            raise ConfigError(
+                "--vary seed: expected another key, as every experiment runs under the same seeds "
+                "(--seed chooses the first)"
+            )
+        document = _spelled_out(_with_key(document, part, "--vary"))
+    return name.strip(), document
 
 
 def num_draws(values: Values) -> int:
@@ -62,7 +82,7 @@ def _spelled_out(document: Document) -> Document:
             name: {"kind": value} if name != "acceptance" and isinstance(value, str) else value
             for name, value in drafting.items()
         }
-    return Document(data=data, source=document.source, folder=document.folder)
+    return replace(document, data=data)
 
 
 def _value_of(flag: Flag, value: object) -> object:
@@ -127,11 +147,11 @@ def _with_slo(document: Document, text: str) -> Document:
     return document.override(f"slo.{name}", number, f"--slo {name}")
 
 
-def _with_key(document: Document, text: str) -> Document:
+def _with_key(document: Document, text: str, flag: str) -> Document:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
         raise ConfigError(
-            f"--set: expected KEY=VALUE with a dotted YAML key, such as seed=1 (got {text!r})"
+            f"{flag}: expected KEY=VALUE with a dotted YAML key, such as plan.tp=2 (got {text!r})"
         )
-    return document.override(key, parse_yaml(value, f"--set {key}"), f"--set {key}")
+    return document.override(key, parse_yaml(value, f"{flag} {key}"), f"{flag} {key}")

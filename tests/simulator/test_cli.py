@@ -26,7 +26,7 @@ SMALL = (
     "simulate --model llama-3.1-8b --cluster 1xH100-SXM --num-prompts 6 --input-len 100 "
     "--output-len 8 --request-rate 4"
 )
-COMMANDS = ("simulate", "search", "explain", "models", "hardware", "schema")
+COMMANDS = ("simulate", "search", "compare", "explain", "models", "hardware", "schema")
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_no_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_flags_of_a_command_are_distinct() -> None:
-    for table in (flags.SIMULATE, flags.SEARCH, flags.EXPLAIN):
+    for table in (flags.SIMULATE, flags.SEARCH, flags.COMPARE, flags.EXPLAIN):
         names = [flag.parameter for flag in table]
         assert len(names) == len(set(names))
 
