@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import gc
 import math
 import signal
 import socket
+import sys
 from typing import Any
 
 from simulator.commands.flags import SERVE
@@ -14,6 +18,7 @@ from simulator.errors import ConfigError
 from simulator.search.command import HUGGING_FACE_IDS
 
 BACKLOG = 2048  # connections not yet taken
+LAST_WORDS_S = 2  # for answers that are cut off to say so
 
 
 def run(experiment: str | None, values: Values) -> None:
@@ -27,6 +32,8 @@ def run(experiment: str | None, values: Values) -> None:
         import uvicorn
 
         from simulator.serve.app import Limits, Server
+        from simulator.serve.connection import Connection
+        from simulator.serve.loop import precise_loop
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"headway serve: expected the extra 'serve', pip install 'headway[serve]' ({error})"
@@ -38,24 +45,29 @@ def run(experiment: str | None, values: Values) -> None:
         most_body_bytes=int(
             _number(values, "max_body", 4 << 20, least=1, most=1 << 30, whole=True)
         ),
+        patience_s=_number(values, "patience", 30, least=0.1, most=3600),
     )
     grace_s = int(_number(values, "grace", 30, most=3600, whole=True))
     resolved = resolve_experiment(document_of(experiment, SERVE, values))
     name = resolved.model.name
     served: str = values["served_model_name"] or HUGGING_FACE_IDS.get(name, name)
-    server = Server(resolved, tuple(dict.fromkeys((served, name))), speed, limits)
+    server = Server(resolved, tuple(dict.fromkeys((served, name))), speed, limits, _note)
     config = uvicorn.Config(
         server.app,
+        http=functools.partial(Connection, patience_s=limits.patience_s),  # type: ignore[arg-type]
+        ws="none",
+        proxy_headers=False,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=grace_s,
+        timeout_graceful_shutdown=grace_s + LAST_WORDS_S,
         lifespan="on",
     )
 
     class Closing(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            server.close()
-            super().handle_exit(sig, frame)
+            server.close_soon(0 if self.should_exit else grace_s)
+            if not self.should_exit:
+                super().handle_exit(sig, frame)
 
     # uvicorn raises the signal again when it has closed; that is not an error here.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
@@ -64,7 +76,10 @@ def run(experiment: str | None, values: Values) -> None:
             host, port = listener.getsockname()[:2]
             where = f"[{host}]" if ":" in host else host
             print(f"{served} on http://{where}:{port}/v1", flush=True)
-            Closing(config).run(sockets=[listener])
+            gc.collect()
+            gc.freeze()  # no collection goes through all that was imported: it would take 50 ms
+            with asyncio.Runner(loop_factory=precise_loop) as runner:
+                runner.run(Closing(config).serve(sockets=[listener]))
     except KeyboardInterrupt:
         pass
     finally:
@@ -106,3 +121,7 @@ def _number(
         flag = "--" + name.replace("_", "-")
         raise ConfigError(f"{flag}: expected {kind} from {least:g} to {most:g} (got {text!r})")
     return value
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,19 +16,13 @@ from starlette.routing import Route
 from simulator.experiment import Experiment
 from simulator.live.engine import LiveEngine
 from simulator.live.ticket import Ticket
-from simulator.serve.answer import Answer, Choice, Stream, Whole, failure
+from simulator.serve.answer import Answer, Choice, Stream, Whole, error_response
 from simulator.serve.clock import WallClock
 from simulator.serve.metrics import Metrics
 from simulator.serve.protocol import BadRequest, Wish, read_wish
 
-KINDS = {
-    400: "invalid_request_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    503: "service_unavailable_error",
-}
+CLOSING = "the server is shutting down"
+FAILED = "the simulated engine has failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +31,7 @@ class Limits:
 
     most_pending: int = 4096  # requests in flight; more are answered 429
     most_body_bytes: int = 4 << 20
-    body_patience_s: float = 30.0  # for a body to come in
+    patience_s: float = 30.0  # how long a client may take to send a request or take an answer
 
 
 class Server:
@@ -49,7 +43,9 @@ class Server:
         names: tuple[str, ...],
         speed: float = 1.0,
         limits: Limits | None = None,
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.notify = notify
         self.limits = limits or Limits()
         self.names = names  # the first is the one answers carry
         self.engine = LiveEngine(
@@ -62,9 +58,10 @@ class Server:
         self.clock = WallClock(self.engine, speed)
         self.clock.on_failure = self._failed
         self.is_closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lengths: list[int] = experiment.workload.output_tokens.tolist()
         self._num_drawn = 0
-        self._answers: set[Answer] = set()
+        self._answers: set[Answer] = set()  # not yet written to the end
         self._reasons: dict[Ticket, str] = {}
         routes = [
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -82,6 +79,7 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
         self.clock.start()
         yield
 
@@ -119,11 +117,11 @@ class Server:
 
     async def _answer(self, request: Request, is_chat: bool) -> Response:
         if self.clock.failure:
-            return failure()
+            raise BadRequest(500, FAILED)
         if self.is_closing:
-            raise BadRequest(503, "the server is shutting down")
+            raise BadRequest(503, CLOSING)
         body = await self._body(request)
-        arrival_ns = self.clock.now_ns()  # what reading costs here is in the engine's own lead
+        came_s = request.scope.get("came_s") or asyncio.get_running_loop().time()
         wish = read_wish(body, is_chat)
         if wish.model and wish.model not in self.names:
             raise BadRequest(
@@ -132,15 +130,17 @@ class Server:
         asked = [(n, *self._length(wish, n)) for n in wish.prompts for _ in range(wish.num_answers)]
         if self.engine.num_in_flight + len(asked) > self.limits.most_pending:
             raise BadRequest(429, f"{self.engine.num_in_flight} requests are in flight; try later")
-        answer = Answer(wish, wish.model or self.names[0], self.clock.drop)
+        answer = Answer(wish, wish.model or self.names[0], self._written)
+        arrival_ns = self.clock.at_ns(came_s)  # reading it is in the engine's own lead
         for prompt_tokens, output_tokens, reason in asked:
-            ticket = self.clock.submit(
-                arrival_ns, prompt_tokens, output_tokens, wish.priority, answer.news.set
+            choice = Choice(answer, output_tokens, reason)
+            choice.ticket = self.clock.submit(
+                arrival_ns, prompt_tokens, output_tokens, wish.priority, choice.show
             )
-            answer.choices.append(Choice(ticket, reason))
-            self._reasons[ticket] = reason
+            answer.choices.append(choice)
+            self._reasons[choice.ticket] = reason
         self._answers.add(answer)
-        return _Kept(Stream(answer) if wish.stream else Whole(answer), self._answers, answer)
+        return Stream(answer, self._late) if wish.stream else Whole(answer)
 
     async def _body(self, request: Request) -> bytes:
         most = self.limits.most_body_bytes
@@ -149,7 +149,7 @@ class Server:
             raise BadRequest(413, f"body: expected at most {most} bytes (got {stated})")
         body = bytearray()
         try:
-            async with asyncio.timeout(self.limits.body_patience_s):
+            async with asyncio.timeout(self.limits.patience_s):
                 async for part in request.stream():
                     body += part
                     if len(body) > most:
@@ -185,40 +185,43 @@ class Server:
         reason = self._reasons.pop(ticket, "length")
         self.metrics.ended(ticket, "abort" if ticket.is_dropped else reason)
 
+    def _late(self, due_s: float) -> None:
+        self.metrics.late(asyncio.get_running_loop().time() - due_s)
+
+    def _written(self, answer: Answer) -> None:
+        """Nothing more will be written of it, whether it is finished or not."""
+        self._answers.discard(answer)
+        for choice in answer.choices:
+            if choice.ticket is not None and not choice.ticket.is_done:
+                self.engine.drop(choice.ticket)
+
     def _failed(self) -> None:
+        self._end_all(500, FAILED)
+
+    def _end_all(self, status: int, message: str) -> None:
         for answer in self._answers:
-            answer.fail()
+            answer.fail(status, message)
 
-    def close(self) -> None:
-        """Take nothing new; what is being answered goes on."""
+    def close_soon(self, grace_s: float) -> None:
+        """Take nothing new; what is being answered may end in this time. For signal handlers."""
         self.is_closing = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._close, grace_s)
 
-
-class _Kept(Response):
-    """A response that is on the server's list until it has been sent."""
-
-    def __init__(self, inner: Response, kept: set[Answer], answer: Answer) -> None:
-        super().__init__()
-        self._inner, self._kept, self._answer = inner, kept, answer
-
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        try:
-            await self._inner(scope, receive, send)
-        finally:
-            self._kept.discard(self._answer)
-
-
-def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
-    kind = KINDS.get(status, "invalid_request_error")
-    body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
-    return JSONResponse(body, status, {"retry-after": "1"} if status in (429, 503) else None)
+    def _close(self, grace_s: float) -> None:
+        asyncio.get_running_loop().call_later(grace_s, self._end_all, 503, CLOSING)
+        if self._answers and grace_s:
+            self.notify(
+                f"ending: {len(self._answers)} answers go on for at most {grace_s:g} s "
+                "(Ctrl-C again cuts them off)"
+            )
 
 
 async def _bad_request(request: Request, error: BadRequest) -> Response:
-    return _error(error.status, str(error), error.param)
+    return error_response(error.status, str(error), error.param)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    response = _error(error.status_code, str(error.detail))
+    response = error_response(error.status_code, str(error.detail))
     response.headers.update(error.headers or {})
     return response

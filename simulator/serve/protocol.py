@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,6 +11,13 @@ from simulator.serve.words import TOKENS_A_MESSAGE, tokens_of
 
 MOST_CHOICES = 128
 DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI's and vLLM's
+KINDS = {
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "internal_server_error",
+    503: "service_unavailable_error",
+}
 
 
 class BadRequest(Exception):
@@ -19,6 +27,13 @@ class BadRequest(Exception):
         super().__init__(message)
         self.status = status
         self.param = param
+
+
+def error_document(status: int, message: str, param: str | None = None) -> bytes:
+    """The body of an error, in OpenAI's form."""
+    kind = KINDS.get(status, "invalid_request_error")
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    return json.dumps({"error": error}, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
