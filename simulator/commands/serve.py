@@ -34,6 +34,7 @@ def run(experiment: str | None, values: Values) -> None:
         from simulator.serve.app import Limits, Server
         from simulator.serve.connection import Connection
         from simulator.serve.loop import precise_loop
+        from simulator.serve.record import Record
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"headway serve: expected the extra 'serve', pip install 'headway[serve]' ({error})"
@@ -45,13 +46,15 @@ def run(experiment: str | None, values: Values) -> None:
         most_body_bytes=int(
             _number(values, "max_body", 4 << 20, least=1, most=1 << 30, whole=True)
         ),
+        client_s=_number(values, "client_ms", 1, most=1000) / 1e3,
         patience_s=_number(values, "patience", 30, least=0.1, most=3600),
     )
     grace_s = int(_number(values, "grace", 30, most=3600, whole=True))
     resolved = resolve_experiment(document_of(experiment, SERVE, values))
     name = resolved.model.name
     served: str = values["served_model_name"] or HUGGING_FACE_IDS.get(name, name)
-    server = Server(resolved, tuple(dict.fromkeys((served, name))), speed, limits, _note)
+    record = Record(values["requests_out"]) if values["requests_out"] else None
+    server = Server(resolved, tuple(dict.fromkeys((served, name))), speed, limits, _note, record)
     config = uvicorn.Config(
         server.app,
         http=functools.partial(Connection, patience_s=limits.patience_s),  # type: ignore[arg-type]
@@ -83,6 +86,8 @@ def run(experiment: str | None, values: Values) -> None:
     except KeyboardInterrupt:
         pass
     finally:
+        if record is not None:
+            record.close()
         signal.signal(signal.SIGTERM, before)
 
 

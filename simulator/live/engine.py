@@ -139,7 +139,7 @@ class LiveEngine:
         time_ns = max(time_ns, self._over_ns + 1 - lead_ns)
         number = self._num_sent
         self._num_sent += 1
-        ticket = Ticket(prompt_tokens, output_tokens, change)
+        ticket = Ticket(prompt_tokens, output_tokens, priority, change)
         ticket.sent_ns = time_ns
         ticket.seq = Sequence(number, prompt_tokens, output_tokens, priority)
         self._tickets[number] = ticket

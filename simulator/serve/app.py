@@ -20,6 +20,7 @@ from simulator.serve.answer import Answer, Choice, Stream, Whole, error_response
 from simulator.serve.clock import WallClock
 from simulator.serve.metrics import Metrics
 from simulator.serve.protocol import BadRequest, Wish, read_wish
+from simulator.serve.record import Record
 
 CLOSING = "the server is shutting down"
 FAILED = "the simulated engine has failed"
@@ -31,6 +32,7 @@ class Limits:
 
     most_pending: int = 4096  # requests in flight; more are answered 429
     most_body_bytes: int = 4 << 20
+    client_s: float = 0.001  # of the front-end time that HTTP and the client take themselves
     patience_s: float = 30.0  # how long a client may take to send a request or take an answer
 
 
@@ -44,7 +46,9 @@ class Server:
         speed: float = 1.0,
         limits: Limits | None = None,
         notify: Callable[[str], None] = lambda text: None,
+        record: Record | None = None,
     ) -> None:
+        self.record = record
         self.notify = notify
         self.limits = limits or Limits()
         self.names = names  # the first is the one answers carry
@@ -55,12 +59,13 @@ class Server:
             on_token=lambda ticket, gap_ns: self.metrics.token(ticket, gap_ns),
         )
         self.metrics = Metrics(names[0], self.engine.ranks, self.engine.most_tokens)
-        self.clock = WallClock(self.engine, speed)
+        self.clock = WallClock(self.engine, speed, self.limits.client_s)
         self.clock.on_failure = self._failed
         self.is_closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lengths: list[int] = experiment.workload.output_tokens.tolist()
         self._num_drawn = 0
+        self._latest_ns = -1
         self._answers: set[Answer] = set()  # not yet written to the end
         self._reasons: dict[Ticket, str] = {}
         routes = [
@@ -131,11 +136,12 @@ class Server:
         if self.engine.num_in_flight + len(asked) > self.limits.most_pending:
             raise BadRequest(429, f"{self.engine.num_in_flight} requests are in flight; try later")
         answer = Answer(wish, wish.model or self.names[0], self._written)
-        arrival_ns = self.clock.at_ns(came_s)  # reading it is in the engine's own lead
         for prompt_tokens, output_tokens, reason in asked:
+            # No two at one time, so that a record of them tells their order.
+            self._latest_ns = max(self.clock.sent_ns(came_s), self._latest_ns + 1)
             choice = Choice(answer, output_tokens, reason)
             choice.ticket = self.clock.submit(
-                arrival_ns, prompt_tokens, output_tokens, wish.priority, choice.show
+                self._latest_ns, prompt_tokens, output_tokens, wish.priority, choice.show
             )
             answer.choices.append(choice)
             self._reasons[choice.ticket] = reason
@@ -183,7 +189,11 @@ class Server:
 
     def _ended(self, ticket: Ticket) -> None:
         reason = self._reasons.pop(ticket, "length")
-        self.metrics.ended(ticket, "abort" if ticket.is_dropped else reason)
+        if ticket.is_dropped:
+            reason = "abort"
+        self.metrics.ended(ticket, reason)
+        if self.record is not None:
+            self.record.add(ticket, reason)
 
     def _late(self, due_s: float) -> None:
         self.metrics.late(asyncio.get_running_loop().time() - due_s)

@@ -17,6 +17,7 @@ from simulator.live.ticket import Ticket
 
 MOST_AHEAD_S = 0.005
 SLICE_S = 0.005  # of catching up, before connections get their turn
+MOST_TOLD = 8  # at once, likewise
 
 Show = Callable[[int, float], None]  # tokens so far, and when the newest was due (loop time)
 
@@ -24,13 +25,17 @@ Show = Callable[[int, float], None]  # tokens so far, and when the newest was du
 class WallClock:
     """Moves an engine; simulated time is wall time times `speed` since `start`."""
 
-    def __init__(self, engine: LiveEngine, speed: float) -> None:
+    def __init__(self, engine: LiveEngine, speed: float, client_s: float) -> None:
         self.engine = engine
         self.speed = speed
         self.failure: Exception | None = None  # a bug of the engine: nothing comes any more
         self.on_failure: Callable[[], None] = lambda: None
-        # The other half is for reading a request, whose arrival is stamped before.
-        self._ahead_ns = min(engine.lead_ns // 2, int(MOST_AHEAD_S * speed * 1e9))
+        # Front-end times are fitted to what clients measured, so they hold HTTP and the client,
+        # which here take their time themselves.
+        self._client_ns = min(int(client_s * speed * 1e9), engine.lead_ns // 2)
+        # Half of the rest; the other half is for reading a request, after its arrival was noted.
+        ahead_ns = (engine.lead_ns - self._client_ns) // 2
+        self._ahead_ns = min(ahead_ns, int(MOST_AHEAD_S * speed * 1e9))
         self._due: deque[tuple[int, int, Show]] = deque()  # ns, tokens so far, whom to tell
         self._begin_s = 0.0
         self._timer: asyncio.Handle | None = None
@@ -42,6 +47,10 @@ class WallClock:
     def at_ns(self, loop_s: float) -> int:
         """Simulated time at a time of the event loop."""
         return int((loop_s - self._begin_s) * self.speed * 1e9)
+
+    def sent_ns(self, came_s: float) -> int:
+        """Simulated time at which a client has sent a request that came at a time of the loop."""
+        return max(0, self.at_ns(came_s) - self._client_ns)
 
     def at_s(self, time_ns: float) -> float:
         """Time of the event loop at a simulated time."""
@@ -81,12 +90,8 @@ class WallClock:
             while True:
                 now_s = self._loop.time()
                 now_ns = self.at_ns(now_s)
-                due = self._due
-                if due and due[0][0] <= now_ns:
-                    while due and due[0][0] <= now_ns:
-                        time_ns, given, show = due.popleft()
-                        show(given, self.at_s(time_ns))
-                    break  # to be written first
+                if self._tell(now_ns):
+                    break  # it is to be written first
                 next_ns = self.engine.next_ns
                 if next_ns > now_ns + self._ahead_ns or now_s > until_s:
                     break
@@ -96,3 +101,13 @@ class WallClock:
             self.on_failure()
         else:
             self._arm()
+
+    def _tell(self, now_ns: int) -> bool:
+        """Tell of tokens that are due; whether there were any."""
+        due = self._due
+        for told in range(MOST_TOLD):
+            if not due or due[0][0] > now_ns:
+                return told > 0
+            time_ns, given, show = due.popleft()
+            show(given, self.at_s(time_ns))
+        return True
