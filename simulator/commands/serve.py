@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import gc
 import math
-import signal
 import socket
 import sys
-from typing import Any
 
 from simulator.commands.flags import SERVE
 from simulator.commands.overrides import Values, document_of
@@ -18,7 +13,6 @@ from simulator.errors import ConfigError
 from simulator.search.command import HUGGING_FACE_IDS
 
 BACKLOG = 2048  # connections not yet taken
-LAST_WORDS_S = 2  # for answers that are cut off to say so
 
 
 def run(experiment: str | None, values: Values) -> None:
@@ -29,18 +23,16 @@ def run(experiment: str | None, values: Values) -> None:
         OSError: the address cannot be listened on.
     """
     try:
-        import uvicorn
-
         from simulator.serve.app import Limits, Server
-        from simulator.serve.connection import Connection
-        from simulator.serve.loop import precise_loop
-        from simulator.serve.record import Record
+        from simulator.serve.record import recording
+        from simulator.serve.running import run_server
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"headway serve: expected the extra 'serve', pip install 'headway[serve]' ({error})"
         ) from None
-    speed = _number(values, "speed", 1.0, least=1e-3, most=1e3)
     port = int(_number(values, "port", 8000, most=65535, whole=True))
+    grace_s = int(_number(values, "grace", 30, most=3600, whole=True))
+    speed = _number(values, "speed", 1.0, least=1e-3, most=1e3)
     limits = Limits(
         most_pending=int(_number(values, "max_pending", 4096, least=1, most=1e6, whole=True)),
         most_body_bytes=int(
@@ -49,46 +41,18 @@ def run(experiment: str | None, values: Values) -> None:
         client_s=_number(values, "client_ms", 1, most=1000) / 1e3,
         patience_s=_number(values, "patience", 30, least=0.1, most=3600),
     )
-    grace_s = int(_number(values, "grace", 30, most=3600, whole=True))
     resolved = resolve_experiment(document_of(experiment, SERVE, values))
     name = resolved.model.name
     served: str = values["served_model_name"] or HUGGING_FACE_IDS.get(name, name)
-    record = Record(values["requests_out"]) if values["requests_out"] else None
-    server = Server(resolved, tuple(dict.fromkeys((served, name))), speed, limits, _note, record)
-    config = uvicorn.Config(
-        server.app,
-        http=functools.partial(Connection, patience_s=limits.patience_s),  # type: ignore[arg-type]
-        ws="none",
-        proxy_headers=False,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=grace_s + LAST_WORDS_S,
-        lifespan="on",
-    )
-
-    class Closing(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            server.close_soon(0 if self.should_exit else grace_s)
-            if not self.should_exit:
-                super().handle_exit(sig, frame)
-
-    # uvicorn raises the signal again when it has closed; that is not an error here.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        with _listen(values["host"] or "127.0.0.1", port) as listener:
-            host, port = listener.getsockname()[:2]
-            where = f"[{host}]" if ":" in host else host
-            print(f"{served} on http://{where}:{port}/v1", flush=True)
-            gc.collect()
-            gc.freeze()  # no collection goes through all that was imported: it would take 50 ms
-            with asyncio.Runner(loop_factory=precise_loop) as runner:
-                runner.run(Closing(config).serve(sockets=[listener]))
-    except KeyboardInterrupt:
-        pass
-    finally:
-        if record is not None:
-            record.close()
-        signal.signal(signal.SIGTERM, before)
+    server = Server(resolved, tuple(dict.fromkeys((served, name))), speed, limits, _note)
+    with (
+        _listen(values["host"] or "127.0.0.1", port) as listener,
+        recording(values["requests_out"]) as server.record,
+    ):
+        host, port = listener.getsockname()[:2]
+        where = f"[{host}]" if ":" in host else host
+        print(f"{served} on http://{where}:{port}/v1", flush=True)
+        run_server(server, listener, grace_s)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -46,9 +46,8 @@ class Server:
         speed: float = 1.0,
         limits: Limits | None = None,
         notify: Callable[[str], None] = lambda text: None,
-        record: Record | None = None,
     ) -> None:
-        self.record = record
+        self.record: Record | None = None
         self.notify = notify
         self.limits = limits or Limits()
         self.names = names  # the first is the one answers carry

@@ -5,30 +5,46 @@ The file is a workload (`simulator.workloads.table`): simulated offline, it give
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from simulator.errors import ConfigError
 from simulator.live.ticket import Ticket
 
-COLUMNS = ("arrival_s", "input_tokens", "output_tokens", "priority", "ttft_s", "tpot_s", "e2e_s")
-COLUMNS += ("preemptions", "ended")
+COLUMNS = (
+    *("arrival_s", "input_tokens", "output_tokens", "priority"),
+    *("ttft_s", "tpot_s", "e2e_s", "preemptions", "ended"),
+)
 
 
-class Record:
-    """A CSV file that grows; what has ended is on disk.
+@contextmanager
+def recording(path: str | None) -> Iterator[Record | None]:
+    """A record in a CSV file, open as long as the context; what has ended is on disk.
 
     Raises:
         ConfigError: another suffix, or the file cannot be written.
     """
+    if path is None:
+        yield None
+        return
+    if Path(path).suffix != ".csv":
+        raise ConfigError(f"--requests-out: expected a .csv file (got {path!r})")
+    try:
+        file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"--requests-out: cannot write {path!r} ({error.strerror})") from None
+    with file:
+        yield Record(file)
 
-    def __init__(self, path: str) -> None:
-        if Path(path).suffix != ".csv":
-            raise ConfigError(f"--requests-out: expected a .csv file (got {path})")
-        try:
-            self._file = open(path, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
-        self._file.write(",".join(COLUMNS) + "\n")
+
+class Record:
+    """Rows of requests, in the order in which they end."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        file.write(",".join(COLUMNS) + "\n")
 
     def add(self, ticket: Ticket, reason: str) -> None:
         """A request has ended: `reason` is stop, length or abort. Of an abort, what was given."""
@@ -43,9 +59,6 @@ class Record:
         cells = (_seconds(ticket.sent_ns), *lengths, first, per_token, last)
         row = (*cells, ticket.preemptions, reason)
         self._file.write(",".join(map(str, row)) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _seconds(ns: float) -> str:
