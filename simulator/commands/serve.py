@@ -13,6 +13,7 @@ from simulator.errors import ConfigError
 from simulator.search.command import HUGGING_FACE_IDS
 
 BACKLOG = 2048  # connections not yet taken
+SEND_BYTES = 1 << 17  # the system keeps for a client that reads slowly
 
 
 def run(experiment: str | None, values: Values) -> None:
@@ -62,6 +63,7 @@ def _listen(host: str, port: int) -> socket.socket:
         # Connections inherit it; asyncio sets it on sockets of its own only. A token must not wait
         # for the acknowledgement of the one before, up to 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         return listener
     except OSError as error:
         text = error.strerror or str(error)

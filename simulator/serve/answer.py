@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from simulator.live.ticket import Ticket
 from simulator.serve.protocol import Wish, error_document
-from simulator.serve.words import WORDS, text_of
+from simulator.serve.words import WORDS, start_of, text_of
 
 MOST_AT_ONCE = 64  # tokens in one write, when a client has fallen behind
 JSON_TYPE = "application/json"
@@ -28,10 +28,11 @@ QUOTED = [json.dumps(word)[1:-1].encode() for word in WORDS]
 class Choice:
     """One answer: how much of it is due, and how much has been written."""
 
-    __slots__ = ("answer", "asked", "due", "reason", "ticket", "written")
+    __slots__ = ("answer", "asked", "cut", "due", "reason", "ticket", "written")
 
-    def __init__(self, answer: Answer, asked: int, reason: str) -> None:
+    def __init__(self, answer: Answer, asked: int, reason: str, cut: int | None) -> None:
         self.answer = answer
+        self.cut = cut  # characters shown, where a stop string cuts the text off
         self.asked = asked  # tokens
         self.reason = reason  # why it will end: stop or length
         self.due = self.written = 0
@@ -41,6 +42,11 @@ class Choice:
         """So many of its tokens are due, the newest since then (loop time)."""
         self.due = given
         self.answer.tell(due_s, given == self.asked)
+
+    def quoted(self, token: int) -> bytes:
+        """The text of a token, as it stands in JSON."""
+        word = QUOTED[token % len(QUOTED)]
+        return word if self.cut is None else word[: max(0, self.cut - start_of(token))]
 
 
 class Answer:
@@ -97,7 +103,7 @@ class Answer:
         """The whole, once every choice is finished."""
         choices = []
         for i, choice in enumerate(self.choices):
-            text = text_of(0, choice.due)
+            text = text_of(0, choice.due)[: choice.cut]
             said: dict[str, Any] = {"text": text}
             if self.wish.is_chat:
                 said = {"message": {"role": "assistant", "content": text}}
@@ -175,7 +181,7 @@ class Stream(Response):
                 parts.append(self._greeting(index))
             for i in range(first, end):
                 ending = last if i + 1 == choice.asked else after
-                parts += (before, QUOTED[i % len(QUOTED)], ending)
+                parts += (before, choice.quoted(i), ending)
             choice.written = end
         return b"".join(parts)
 
@@ -213,8 +219,10 @@ class Stream(Response):
 
 def error_response(status: int, message: str, param: str | None = None) -> Response:
     """An error, in OpenAI's form."""
-    again = {"retry-after": "1"} if status in (429, 503) else None
-    return Response(error_document(status, message, param), status, again, JSON_TYPE)
+    headers = {"retry-after": "1"} if status in (429, 503) else {}
+    if status == 408:
+        headers["connection"] = "close"
+    return Response(error_document(status, message, param), status, headers, JSON_TYPE)
 
 
 def _compact(document: dict[str, Any]) -> bytes:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -21,7 +23,9 @@ from simulator.serve.clock import WallClock
 from simulator.serve.metrics import Metrics
 from simulator.serve.protocol import BadRequest, Wish, read_wish
 from simulator.serve.record import Record
+from simulator.serve.words import stop_at
 
+ANY_ORIGIN = {name: ["*"] for name in ("allow_origins", "allow_methods", "allow_headers")}
 CLOSING = "the server is shutting down"
 FAILED = "the simulated engine has failed"
 
@@ -71,6 +75,7 @@ class Server:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
             Route("/health", self.health),
             Route("/ping", self.health, methods=["GET", "POST"]),
             Route("/metrics", self.scrape),
@@ -78,6 +83,7 @@ class Server:
         self.app = Starlette(
             routes=routes,
             lifespan=self._lifespan,
+            middleware=[Middleware(CORSMiddleware, **ANY_ORIGIN)],  # type: ignore[arg-type]
             exception_handlers={HTTPException: _http_error, BadRequest: _bad_request},  # type: ignore[dict-item]
         )
 
@@ -96,19 +102,27 @@ class Server:
         return await self._answer(request, is_chat=True)
 
     async def models(self, request: Request) -> Response:
-        cards = [
-            {
-                "id": name,
-                "object": "model",
-                "created": 0,
-                "owned_by": "headway",
-                "root": self.names[0],
-                "parent": None,
-                "max_model_len": self.engine.most_tokens,
-            }
-            for name in self.names
-        ]
-        return JSONResponse({"object": "list", "data": cards})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self.names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.names:
+            raise self._unknown(name)
+        return JSONResponse(self._card(name))
+
+    def _card(self, name: str) -> dict[str, object]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "headway",
+            "root": self.names[0],
+            "parent": None,
+            "max_model_len": self.engine.most_tokens,
+        }
+
+    def _unknown(self, name: str) -> BadRequest:
+        return BadRequest(404, f"model: no {name!r} here ({', '.join(self.names)})", "model")
 
     async def health(self, request: Request) -> Response:
         return Response(status_code=503 if self.is_closing or self.clock.failure else 200)
@@ -128,22 +142,21 @@ class Server:
         came_s = request.scope.get("came_s") or asyncio.get_running_loop().time()
         wish = read_wish(body, is_chat)
         if wish.model and wish.model not in self.names:
-            raise BadRequest(
-                404, f"model: no {wish.model!r} here ({', '.join(self.names)})", "model"
-            )
-        asked = [(n, *self._length(wish, n)) for n in wish.prompts for _ in range(wish.num_answers)]
-        if self.engine.num_in_flight + len(asked) > self.limits.most_pending:
+            raise self._unknown(wish.model)
+        prompts = [tokens for tokens in wish.prompts for _ in range(wish.num_answers)]
+        ends = [self._end(wish, tokens) for tokens in prompts]
+        if self.engine.num_in_flight + len(prompts) > self.limits.most_pending:
             raise BadRequest(429, f"{self.engine.num_in_flight} requests are in flight; try later")
         answer = Answer(wish, wish.model or self.names[0], self._written)
-        for prompt_tokens, output_tokens, reason in asked:
-            # No two at one time, so that a record of them tells their order.
-            self._latest_ns = max(self.clock.sent_ns(came_s), self._latest_ns + 1)
-            choice = Choice(answer, output_tokens, reason)
+        # No two requests at one time, so that a record of them tells their order.
+        self._latest_ns = max(self.clock.sent_ns(came_s), self._latest_ns + 1)
+        for prompt_tokens, end in zip(prompts, ends, strict=True):
+            choice = Choice(answer, *end)
             choice.ticket = self.clock.submit(
-                self._latest_ns, prompt_tokens, output_tokens, wish.priority, choice.show
+                self._latest_ns, prompt_tokens, choice.asked, wish.priority, choice.show
             )
             answer.choices.append(choice)
-            self._reasons[choice.ticket] = reason
+            self._reasons[choice.ticket] = choice.reason
         self._answers.add(answer)
         return Stream(answer, self._late) if wish.stream else Whole(answer)
 
@@ -165,8 +178,8 @@ class Server:
             raise BadRequest(400, "body: the client went away") from None
         return bytes(body)
 
-    def _length(self, wish: Wish, prompt_tokens: int) -> tuple[int, str]:
-        """Tokens of an answer, and why it ends there.
+    def _end(self, wish: Wish, prompt_tokens: int) -> tuple[int, str, int | None]:
+        """Tokens of an answer, why it ends there, and how many characters are shown; None = all.
 
         Without `ignore_eos` an answer would be as long as the next of the experiment's workload.
         """
@@ -178,11 +191,16 @@ class Server:
                 f"expected at most {self.engine.most_tokens} tokens of context "
                 f"(got {prompt_tokens} of prompt, {wish.most_tokens or 1} of answer)",
             )
-        if wish.ignore_eos:
-            return most, "length"
-        drawn = max(self._lengths[self._num_drawn % len(self._lengths)], wish.min_tokens, 1)
-        self._num_drawn += 1
-        return (drawn, "stop") if drawn < most else (most, "length")
+        end, reason = most, "length"
+        if not wish.ignore_eos:
+            drawn = max(self._lengths[self._num_drawn % len(self._lengths)], wish.min_tokens, 1)
+            self._num_drawn += 1
+            if drawn < most:
+                end, reason = drawn, "stop"
+        stop = stop_at(wish.stop)
+        if stop is not None and stop[0] <= end:
+            return stop[0], "stop", stop[1]
+        return end, reason, None
 
     # --- news of the engine -------------------------------------------------------------------
 
@@ -231,6 +249,11 @@ async def _bad_request(request: Request, error: BadRequest) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    response = error_response(error.status_code, str(error.detail))
+    """A path or a method that is not here."""
+    what = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code == 404:
+        routes = [route.path for route in request.app.routes]
+        what += f" (here are {', '.join(path for path in routes if '{' not in path)})"
+    response = error_response(error.status_code, what)
     response.headers.update(error.headers or {})
     return response

@@ -26,7 +26,7 @@ def run_server(server: Server, listener: socket.socket, grace_s: int) -> None:
         http=partial(Connection, patience_s=server.limits.patience_s),  # type: ignore[arg-type]
         ws="none",
         proxy_headers=False,
-        log_level="warning",
+        log_level="error",  # a client that speaks no HTTP is told so itself
         access_log=False,
         timeout_graceful_shutdown=grace_s + LAST_WORDS_S,
         lifespan="on",
