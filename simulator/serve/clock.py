@@ -59,7 +59,8 @@ class WallClock:
     @property
     def lag_s(self) -> float:
         """Wall seconds by which the engine is behind."""
-        return max(0.0, self._loop.time() - self.at_s(self.engine.next_ns))
+        next_ns = self._due[0][0] if self._due else self.engine.next_ns
+        return max(0.0, self._loop.time() - self.at_s(next_ns))
 
     def submit(
         self, time_ns: int, prompt_tokens: int, output_tokens: int, priority: int, show: Show

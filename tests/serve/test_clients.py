@@ -25,7 +25,7 @@ LONG = {"prompt": "word" * 500, "max_tokens": 100_000, "stream": True, **EXACT}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with serving("--max-pending", "1500", "--speed", "0.4") as running:
+    with serving("--max-pending", "1500", "--speed", "0.2") as running:
         yield running
 
 
@@ -43,7 +43,7 @@ def leaves_nothing(server: Running) -> bool:
 
 def test_a_thousand_streams_lose_no_token_and_repeat_none(server: Running) -> None:
     def most_held() -> float:
-        most, deadline = 0.0, time.monotonic() + 5
+        most, deadline = 0.0, time.monotonic() + 10
         while most < 1000 and time.monotonic() < deadline:
             held = [server.metric(f"vllm:num_requests_{x}") for x in ("running", "waiting")]
             most = max(most, sum(held))
@@ -92,7 +92,7 @@ def test_a_reader_that_is_slow_gets_every_token_and_holds_nobody_up() -> None:
         before = server.resident_bytes()
         body = json.dumps({**LONG, "max_tokens": most}).encode()
         slow.sendall(head_of(body) + body)
-        assert 1 == server.wait_for("vllm:request_success_total", 1, within_s=10)  # the engine's
+        assert 1 == server.wait_for("vllm:request_success_total", 1, within_s=30)  # the engine's
         assert server.resident_bytes() - before < 8e6  # 4 MB of tokens wait as a number
         assert (
             text_of(0, 5)
