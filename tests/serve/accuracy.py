@@ -177,7 +177,7 @@ class Reader(FastHttpUser):
     @task
     def ask(self):
         if not BEGIN:
-            BEGIN.append(time.monotonic() + 2)
+            BEGIN.append(time.monotonic() + 1)
         if not WAITING:
             raise StopUser
         number, (due, body) = WAITING.pop(0)
