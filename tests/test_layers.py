@@ -76,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "pydantic": {"config", "serve"},
     "starlette": {"serve"},
     "prometheus_client": {"serve"},
-    "uvicorn": {"commands"},
+    "uvicorn": {"serve"},
     "matplotlib": {"report"},
     "plotly": {"report"},
     "rich": {"cli", "commands", "report"},

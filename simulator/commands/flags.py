@@ -373,6 +373,9 @@ SERVE += _panel(
     Flag(name="--served-model-name", help="Name in requests; default: the model's."),
     Flag(name="--max-pending", metavar="INT", help="Requests in flight, then 429; default 4096."),
     Flag(name="--max-body", metavar="BYTES", help="Longest body, then 413; default 4194304."),
+    Flag(name="--client-ms", help="Of front-end time, left to HTTP and the client; default 1."),
+    Flag(name="--patience", metavar="SECONDS", help="With a client that stalls; default 30."),
+    Flag(name="--requests-out", metavar="FILE", help="A row a request as it ends: a trace, .csv."),
     Flag(name="--grace", metavar="SECONDS", help="For answers to end at Ctrl-C; default 30."),
 )
 REPRODUCE = _panel(

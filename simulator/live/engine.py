@@ -63,6 +63,7 @@ class LiveEngine:
         self._on_token = on_token
         self._env = simpy.Environment()
         self._recorder = forgetful_recorder()
+        self._over_ns = -1  # the last instant that is over
         self._num_sent = 0
         self._tickets: dict[int, Ticket] = {}  # by number
         self._doomed: dict[int, Ticket] = {}  # dropped, not yet out of their lanes
@@ -98,6 +99,11 @@ class LiveEngine:
         return self._env.peek() if self._tickets else inf
 
     @property
+    def lead_ns(self) -> int:
+        """Front-end time of the shortest prompt: what is sent now changes nothing before."""
+        return self._lead(1)
+
+    @property
     def num_in_flight(self) -> int:
         return len(self._tickets)
 
@@ -109,7 +115,10 @@ class LiveEngine:
         priority: int = 0,
         change: Callable[[], None] = lambda: None,
     ) -> Ticket:
-        """A client sends a request at a time that is not yet past; there must be a free place.
+        """A client sends a request; there must be a free place.
+
+        It reaches its scheduler after its front-end time. Where that is past already, it is sent
+        as late as it has to be.
 
         Raises:
             ConfigError: no place is free, or the request can never be served.
@@ -126,11 +135,11 @@ class LiveEngine:
                 f"expected at most {self.most_tokens} tokens "
                 f"(got {prompt_tokens} of prompt, {output_tokens} of output)"
             )
-        self.advance(time_ns - 1)
-        time_ns = max(time_ns, self.now_ns)
+        lead_ns = self._lead(prompt_tokens)
+        time_ns = max(time_ns, self._over_ns + 1 - lead_ns)
         number = self._num_sent
         self._num_sent += 1
-        ticket = Ticket(prompt_tokens, output_tokens, change)
+        ticket = Ticket(prompt_tokens, output_tokens, priority, change)
         ticket.sent_ns = time_ns
         ticket.seq = Sequence(number, prompt_tokens, output_tokens, priority)
         self._tickets[number] = ticket
@@ -138,7 +147,7 @@ class LiveEngine:
         self._recorder.preemptions[number] = 0
         event = self._env.event()
         event._ok, event._value = True, None
-        self._env.schedule(event, URGENT, time_ns + self._lead(prompt_tokens) - self.now_ns)
+        self._env.schedule(event, URGENT, time_ns + lead_ns - self.now_ns)
         assert event.callbacks is not None
         event.callbacks.append(lambda _: self._arrive(ticket))
         return ticket
@@ -154,7 +163,8 @@ class LiveEngine:
         env = self._env
         while (time_ns := env.peek()) <= to_ns:
             env.step()
-            if env.peek() > time_ns:  # the instant is over
+            if env.peek() > time_ns:
+                self._over_ns = int(time_ns)
                 self._tell()
 
     # --- what happens inside ------------------------------------------------------------------

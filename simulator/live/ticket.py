@@ -19,6 +19,7 @@ class Ticket:
         "is_dropped",
         "latest_ns",
         "preemptions",
+        "priority",
         "prompt_tokens",
         "rank",
         "scheduled_ns",
@@ -26,9 +27,12 @@ class Ticket:
         "seq",
     )
 
-    def __init__(self, prompt_tokens: int, asked: int, change: Callable[[], None]) -> None:
+    def __init__(
+        self, prompt_tokens: int, asked: int, priority: int, change: Callable[[], None]
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self.asked = asked  # output tokens
+        self.priority = priority
         self.given = 0  # of them, so far
         self.change = change  # called when there are more
         self.seq: Sequence | None = None  # None = gone

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -16,19 +18,16 @@ from starlette.routing import Route
 from simulator.experiment import Experiment
 from simulator.live.engine import LiveEngine
 from simulator.live.ticket import Ticket
-from simulator.serve.answer import Answer, Choice, Stream, Whole, failure
+from simulator.serve.answer import Answer, Choice, Stream, Whole, error_response
 from simulator.serve.clock import WallClock
 from simulator.serve.metrics import Metrics
 from simulator.serve.protocol import BadRequest, Wish, read_wish
+from simulator.serve.record import Record
+from simulator.serve.words import stop_at
 
-KINDS = {
-    400: "invalid_request_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    503: "service_unavailable_error",
-}
+ANY_ORIGIN = {name: ["*"] for name in ("allow_origins", "allow_methods", "allow_headers")}
+CLOSING = "the server is shutting down"
+FAILED = "the simulated engine has failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,8 @@ class Limits:
 
     most_pending: int = 4096  # requests in flight; more are answered 429
     most_body_bytes: int = 4 << 20
-    body_patience_s: float = 30.0  # for a body to come in
+    client_s: float = 0.001  # of the front-end time that HTTP and the client take themselves
+    patience_s: float = 30.0  # how long a client may take to send a request or take an answer
 
 
 class Server:
@@ -49,7 +49,10 @@ class Server:
         names: tuple[str, ...],
         speed: float = 1.0,
         limits: Limits | None = None,
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.record: Record | None = None
+        self.notify = notify
         self.limits = limits or Limits()
         self.names = names  # the first is the one answers carry
         self.engine = LiveEngine(
@@ -59,17 +62,20 @@ class Server:
             on_token=lambda ticket, gap_ns: self.metrics.token(ticket, gap_ns),
         )
         self.metrics = Metrics(names[0], self.engine.ranks, self.engine.most_tokens)
-        self.clock = WallClock(self.engine, speed)
+        self.clock = WallClock(self.engine, speed, self.limits.client_s)
         self.clock.on_failure = self._failed
         self.is_closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lengths: list[int] = experiment.workload.output_tokens.tolist()
         self._num_drawn = 0
-        self._answers: set[Answer] = set()
+        self._latest_ns = -1
+        self._answers: set[Answer] = set()  # not yet written to the end
         self._reasons: dict[Ticket, str] = {}
         routes = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
             Route("/health", self.health),
             Route("/ping", self.health, methods=["GET", "POST"]),
             Route("/metrics", self.scrape),
@@ -77,11 +83,13 @@ class Server:
         self.app = Starlette(
             routes=routes,
             lifespan=self._lifespan,
+            middleware=[Middleware(CORSMiddleware, **ANY_ORIGIN)],  # type: ignore[arg-type]
             exception_handlers={HTTPException: _http_error, BadRequest: _bad_request},  # type: ignore[dict-item]
         )
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
         self.clock.start()
         yield
 
@@ -94,19 +102,27 @@ class Server:
         return await self._answer(request, is_chat=True)
 
     async def models(self, request: Request) -> Response:
-        cards = [
-            {
-                "id": name,
-                "object": "model",
-                "created": 0,
-                "owned_by": "headway",
-                "root": self.names[0],
-                "parent": None,
-                "max_model_len": self.engine.most_tokens,
-            }
-            for name in self.names
-        ]
-        return JSONResponse({"object": "list", "data": cards})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self.names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.names:
+            raise self._unknown(name)
+        return JSONResponse(self._card(name))
+
+    def _card(self, name: str) -> dict[str, object]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "headway",
+            "root": self.names[0],
+            "parent": None,
+            "max_model_len": self.engine.most_tokens,
+        }
+
+    def _unknown(self, name: str) -> BadRequest:
+        return BadRequest(404, f"model: no {name!r} here ({', '.join(self.names)})", "model")
 
     async def health(self, request: Request) -> Response:
         return Response(status_code=503 if self.is_closing or self.clock.failure else 200)
@@ -119,28 +135,30 @@ class Server:
 
     async def _answer(self, request: Request, is_chat: bool) -> Response:
         if self.clock.failure:
-            return failure()
+            raise BadRequest(500, FAILED)
         if self.is_closing:
-            raise BadRequest(503, "the server is shutting down")
+            raise BadRequest(503, CLOSING)
         body = await self._body(request)
-        arrival_ns = self.clock.now_ns()  # what reading costs here is in the engine's own lead
+        came_s = request.scope.get("came_s") or asyncio.get_running_loop().time()
         wish = read_wish(body, is_chat)
         if wish.model and wish.model not in self.names:
-            raise BadRequest(
-                404, f"model: no {wish.model!r} here ({', '.join(self.names)})", "model"
-            )
-        asked = [(n, *self._length(wish, n)) for n in wish.prompts for _ in range(wish.num_answers)]
-        if self.engine.num_in_flight + len(asked) > self.limits.most_pending:
+            raise self._unknown(wish.model)
+        prompts = [tokens for tokens in wish.prompts for _ in range(wish.num_answers)]
+        ends = [self._end(wish, tokens) for tokens in prompts]
+        if self.engine.num_in_flight + len(prompts) > self.limits.most_pending:
             raise BadRequest(429, f"{self.engine.num_in_flight} requests are in flight; try later")
-        answer = Answer(wish, wish.model or self.names[0], self.clock.drop)
-        for prompt_tokens, output_tokens, reason in asked:
-            ticket = self.clock.submit(
-                arrival_ns, prompt_tokens, output_tokens, wish.priority, answer.news.set
+        answer = Answer(wish, wish.model or self.names[0], self._written)
+        # No two requests at one time, so that a record of them tells their order.
+        self._latest_ns = max(self.clock.sent_ns(came_s), self._latest_ns + 1)
+        for prompt_tokens, end in zip(prompts, ends, strict=True):
+            choice = Choice(answer, *end)
+            choice.ticket = self.clock.submit(
+                self._latest_ns, prompt_tokens, choice.asked, wish.priority, choice.show
             )
-            answer.choices.append(Choice(ticket, reason))
-            self._reasons[ticket] = reason
+            answer.choices.append(choice)
+            self._reasons[choice.ticket] = choice.reason
         self._answers.add(answer)
-        return _Kept(Stream(answer) if wish.stream else Whole(answer), self._answers, answer)
+        return Stream(answer, self._late) if wish.stream else Whole(answer)
 
     async def _body(self, request: Request) -> bytes:
         most = self.limits.most_body_bytes
@@ -149,7 +167,7 @@ class Server:
             raise BadRequest(413, f"body: expected at most {most} bytes (got {stated})")
         body = bytearray()
         try:
-            async with asyncio.timeout(self.limits.body_patience_s):
+            async with asyncio.timeout(self.limits.patience_s):
                 async for part in request.stream():
                     body += part
                     if len(body) > most:
@@ -160,8 +178,8 @@ class Server:
             raise BadRequest(400, "body: the client went away") from None
         return bytes(body)
 
-    def _length(self, wish: Wish, prompt_tokens: int) -> tuple[int, str]:
-        """Tokens of an answer, and why it ends there.
+    def _end(self, wish: Wish, prompt_tokens: int) -> tuple[int, str, int | None]:
+        """Tokens of an answer, why it ends there, and how many characters are shown; None = all.
 
         Without `ignore_eos` an answer would be as long as the next of the experiment's workload.
         """
@@ -173,52 +191,69 @@ class Server:
                 f"expected at most {self.engine.most_tokens} tokens of context "
                 f"(got {prompt_tokens} of prompt, {wish.most_tokens or 1} of answer)",
             )
-        if wish.ignore_eos:
-            return most, "length"
-        drawn = max(self._lengths[self._num_drawn % len(self._lengths)], wish.min_tokens, 1)
-        self._num_drawn += 1
-        return (drawn, "stop") if drawn < most else (most, "length")
+        end, reason = most, "length"
+        if not wish.ignore_eos:
+            drawn = max(self._lengths[self._num_drawn % len(self._lengths)], wish.min_tokens, 1)
+            self._num_drawn += 1
+            if drawn < most:
+                end, reason = drawn, "stop"
+        stop = stop_at(wish.stop)
+        if stop is not None and stop[0] <= end:
+            return stop[0], "stop", stop[1]
+        return end, reason, None
 
     # --- news of the engine -------------------------------------------------------------------
 
     def _ended(self, ticket: Ticket) -> None:
         reason = self._reasons.pop(ticket, "length")
-        self.metrics.ended(ticket, "abort" if ticket.is_dropped else reason)
+        if ticket.is_dropped:
+            reason = "abort"
+        self.metrics.ended(ticket, reason)
+        if self.record is not None:
+            self.record.add(ticket, reason)
+
+    def _late(self, due_s: float) -> None:
+        self.metrics.late(asyncio.get_running_loop().time() - due_s)
+
+    def _written(self, answer: Answer) -> None:
+        """Nothing more will be written of it, whether it is finished or not."""
+        self._answers.discard(answer)
+        for choice in answer.choices:
+            if choice.ticket is not None and not choice.ticket.is_done:
+                self.engine.drop(choice.ticket)
 
     def _failed(self) -> None:
+        self._end_all(500, FAILED)
+
+    def _end_all(self, status: int, message: str) -> None:
         for answer in self._answers:
-            answer.fail()
+            answer.fail(status, message)
 
-    def close(self) -> None:
-        """Take nothing new; what is being answered goes on."""
+    def close_soon(self, grace_s: float) -> None:
+        """Take nothing new; what is being answered may end in this time. For signal handlers."""
         self.is_closing = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._close, grace_s)
 
-
-class _Kept(Response):
-    """A response that is on the server's list until it has been sent."""
-
-    def __init__(self, inner: Response, kept: set[Answer], answer: Answer) -> None:
-        super().__init__()
-        self._inner, self._kept, self._answer = inner, kept, answer
-
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        try:
-            await self._inner(scope, receive, send)
-        finally:
-            self._kept.discard(self._answer)
-
-
-def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
-    kind = KINDS.get(status, "invalid_request_error")
-    body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
-    return JSONResponse(body, status, {"retry-after": "1"} if status in (429, 503) else None)
+    def _close(self, grace_s: float) -> None:
+        asyncio.get_running_loop().call_later(grace_s, self._end_all, 503, CLOSING)
+        if self._answers and grace_s:
+            self.notify(
+                f"ending: {len(self._answers)} answers go on for at most {grace_s:g} s "
+                "(Ctrl-C again cuts them off)"
+            )
 
 
 async def _bad_request(request: Request, error: BadRequest) -> Response:
-    return _error(error.status, str(error), error.param)
+    return error_response(error.status, str(error), error.param)
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    response = _error(error.status_code, str(error.detail))
+    """A path or a method that is not here."""
+    what = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code == 404:
+        routes = [route.path for route in request.app.routes]
+        what += f" (here are {', '.join(path for path in routes if '{' not in path)})"
+    response = error_response(error.status_code, what)
     response.headers.update(error.headers or {})
     return response

@@ -20,6 +20,7 @@ REQUEST_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+LATE_S = (*(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05), *(0.1, 0.2, 0.5, 1.0))
 HISTOGRAMS = {  # name: upper ends, what it holds
     "time_to_first_token_seconds": (FIRST_TOKEN_S, "Time to first token."),
     "inter_token_latency_seconds": (TOKEN_S, "Time between two tokens of a request."),
@@ -76,6 +77,12 @@ class Metrics:
             registry=self.registry,
         )
         self._lag = Gauge("headway:lag_seconds", "Wall time behind.", registry=self.registry)
+        self._late = Histogram(
+            "headway:token_lateness_seconds",
+            "Wall time from when a token was due to when it was written.",
+            buckets=LATE_S,
+            registry=self.registry,
+        )
         cache = Gauge(
             "vllm:cache_config_info",
             "The KV pool.",
@@ -89,6 +96,10 @@ class Metrics:
                 metric.labels(model, str(i))
             for reason in ("stop", "length", "abort"):
                 self._success.labels(model, str(i), reason)
+
+    def late(self, wall_s: float) -> None:
+        """A token is written so long after it was due."""
+        self._late.observe(wall_s)
 
     def token(self, ticket: Ticket, gap_ns: int) -> None:
         """A request has been given a token, so long after the one before it; -1 = its first."""

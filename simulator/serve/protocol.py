@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,6 +11,18 @@ from simulator.serve.words import TOKENS_A_MESSAGE, tokens_of
 
 MOST_CHOICES = 128
 DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI's and vLLM's
+EITHER = {  # keys that are of several kinds
+    "prompt": "expected text, a list of texts, token ids, or a list of lists of token ids",
+    "messages": "expected text, or a list of parts with a type",
+    "stop": "expected text, or a list of texts",
+}
+KINDS = {
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "internal_server_error",
+    503: "service_unavailable_error",
+}
 
 
 class BadRequest(Exception):
@@ -19,6 +32,13 @@ class BadRequest(Exception):
         super().__init__(message)
         self.status = status
         self.param = param
+
+
+def error_document(status: int, message: str, param: str | None = None) -> bytes:
+    """The body of an error, in OpenAI's form."""
+    kind = KINDS.get(status, "invalid_request_error")
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    return json.dumps({"error": error}, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +52,7 @@ class Wish:
     most_tokens: int | None  # of an answer; None = as many as the context holds
     min_tokens: int
     ignore_eos: bool
+    stop: tuple[str, ...]
     stream: bool
     include_usage: bool
     priority: int
@@ -52,6 +73,7 @@ class _Body(BaseModel):
     min_tokens: int = Field(0, ge=0)
     n: int | None = Field(1, ge=1, le=MOST_CHOICES)
     ignore_eos: bool = False
+    stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
     priority: int = 0
@@ -86,9 +108,7 @@ def read_wish(raw: bytes, is_chat: bool) -> Wish:
     try:
         body = (_Chat if is_chat else _Completion).model_validate_json(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith("list["))
-        raise BadRequest(400, f"{place}: {first['msg']}".lstrip(": "), place or None) from None
+        raise _refusal(error) from None
     if body.echo or body.logprobs not in (None, False, 0):
         name = "echo" if body.echo else "logprobs"
         raise BadRequest(400, f"{name}: an emulated model has none", name)
@@ -111,10 +131,20 @@ def read_wish(raw: bytes, is_chat: bool) -> Wish:
         most_tokens=most,
         min_tokens=body.min_tokens,
         ignore_eos=body.ignore_eos,
+        stop=tuple(filter(None, [body.stop] if isinstance(body.stop, str) else body.stop or ())),
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         priority=body.priority,
     )
+
+
+def _refusal(error: ValidationError) -> BadRequest:
+    first = error.errors(include_url=False)[0]
+    keys = [str(part) for part in first["loc"]]
+    kinds = [key for key in keys if key in ("str", "bool", "int") or key.startswith("list[")]
+    place = ".".join(key for key in keys if key not in kinds)
+    what = EITHER[keys[0]] if kinds and keys[0] in EITHER else first["msg"]
+    return BadRequest(400, f"{place}: {what}".lstrip(": "), place or None)
 
 
 def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> tuple[int, ...]:

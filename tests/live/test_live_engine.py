@@ -102,6 +102,7 @@ def test_a_dropped_request_leaves_its_pages_and_its_place() -> None:
     ended: list[Ticket] = []
     engine = LiveEngine(setup, places=60, on_finish=ended.append)
     tickets = [engine.submit(10_000_000 * i, 1500, 200) for i in range(60)]
+    engine.advance(590_000_000)
     usage = engine.kv_usage
     assert 0 < usage
     for ticket in tickets[1:]:  # running, prefilling, waiting, on their way
@@ -115,6 +116,26 @@ def test_a_dropped_request_leaves_its_pages_and_its_place() -> None:
     assert (200, 0.0) == (tickets[0].given, engine.kv_usage)
     assert 60 == len(ended)
     assert (1, 59) == (engine.totals.finished, engine.totals.dropped)
+
+
+def test_a_request_whose_time_is_past_is_sent_as_late_as_it_has_to_be() -> None:
+    setup = experiment(table(seed=3, num=1, rate=1))
+    engine = LiveEngine(setup, places=3)
+    engine.submit(0, 700, 50)
+    engine.advance(200_000_000)
+    late = engine.submit(1000, 700, 5)
+    assert late.sent_ns <= engine.now_ns < late.sent_ns + engine.lead_ns + 2 * 700 * 1000
+    ahead = engine.submit(engine.now_ns - engine.lead_ns // 2, 700, 5)
+    assert engine.now_ns - engine.lead_ns // 2 == ahead.sent_ns
+    while engine.num_in_flight:
+        engine.advance(int(engine.next_ns))
+    table_ns = RequestTable(
+        arrival_ns=np.array([0, late.sent_ns, ahead.sent_ns]),
+        prompt_tokens=np.full(3, 700),
+        output_tokens=np.array([50, 5, 5]),
+    )
+    offline = simulate(replace(setup, workload=table_ns))
+    assert [late.first_ns, ahead.first_ns] == offline.first_token_ns[1:].tolist()
 
 
 def test_a_request_alone_after_dropped_ones_is_as_fast_as_alone() -> None:
