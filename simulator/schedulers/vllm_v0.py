@@ -47,6 +47,11 @@ class VllmV0(WholePrompts):
         """Where preempted requests' KV goes; None = nowhere, it is computed again."""
         return self._space() if self.preemption == "swap" else None
 
+    @property
+    def group_space(self) -> SwapSpace:
+        """Where requests with several sequences go: vLLM swaps those whatever `preemption` is."""
+        return self._space()
+
     def _space(self) -> SwapSpace:
         return SwapSpace(
             pages=self.swap_pages,
