@@ -108,8 +108,13 @@ class SwapLane(Lane):
         self.decodes.add(seq)
         self.paused = True  # its span of tokens begins with the next one
 
+    def needs_plan(self, is_alone: bool) -> bool:
+        return (len(self._swapped) > 0 and not is_alone) or super().needs_plan(is_alone)
+
     def _repeats(self, claim: int) -> int:
-        return 1 if self._copies_s else super()._repeats(claim)
+        """Copies have a price; and an end in another lane's batch may let somebody come back."""
+        waits = self._swapped and len(self.rank.lanes) > 1
+        return 1 if self._copies_s or waits else super()._repeats(claim)
 
     def attention_form(self, stage: StageCost) -> list[int]:
         price, growth = super().attention_form(stage)
