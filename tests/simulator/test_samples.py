@@ -135,9 +135,7 @@ def setup_of(drawn: dict[str, Any]) -> Setup:
     elif drawn["answers"] == "drawn":
         tokens = rng.integers(1, drawn["most_output"] + 1, int(counts.sum()))
         longest = np.maximum.reduceat(tokens, np.cumsum(counts) - counts)
-        table = replace(
-            table, num_samples=counts, sample_tokens=tokens, output_tokens=longest
-        )
+        table = replace(table, num_samples=counts, sample_tokens=tokens, output_tokens=longest)
     else:
         table = replace(table, num_samples=counts)
     return toy_setup(
@@ -168,10 +166,8 @@ def compared(setup: Setup, seen: Counter[str] | None = None) -> Result:
             assert shape(search.rows, search.common, search.width) == [
                 sorted(Counter(column).values()) for column in zip(*rows, strict=True)
             ]
-        for seq in lane.running():  # a request runs with all its unfinished sequences
-            assert not plan.preempted or tables.leader[seq.id] in tables.alone or (
-                {tables.leader[i] for i in plan.preempted}.isdisjoint({tables.leader[seq.id]})
-            )
+        out = {tables.leader[row] for row in plan.preempted} - tables.alone
+        assert out.isdisjoint(tables.leader[seq.id] for seq in lane.running())  # all or none
         if seen is not None:
             seen["preempted"] += bool(plan.preempted)
             seen["shared"] += len(held) < each
