@@ -51,8 +51,8 @@ class Samples:
 class BeamTree:
     """The beams of one search; `rows[j][i]` names the block of beam i after the common ones."""
 
-    __slots__ = ("_block_tokens", "_parents", "_step", "common", "members", "rows", "tokens",
-                 "width")  # fmt: skip
+    __slots__ = ("_block_tokens", "_distinct", "_parents", "_step", "common", "held", "members",
+                 "rows", "tokens", "width")  # fmt: skip
 
     def __init__(
         self, members: list[Sequence], block_tokens: int, parents: list[list[int]]
@@ -65,18 +65,15 @@ class BeamTree:
         self._step = 0
         self.common = -(-self.tokens // block_tokens)  # blocks that all beams refer to
         self.rows: list[list[int]] = []  # equal names = one block
-
-    @property
-    def held(self) -> int:
-        """Blocks that some beam refers to."""
-        return self.common + sum(len(set(row)) for row in self.rows)
+        self._distinct: list[int] = []  # names in each row
+        self.held = self.common  # blocks that some beam refers to
 
     @property
     def copies(self) -> int:
         """Blocks that the coming token makes them copy."""
         if self.tokens % self._block_tokens == 0:
             return 0  # each begins a block of its own
-        return self.width - (len(set(self.rows[-1])) if self.rows else 1)
+        return self.width - (self._distinct[-1] if self.rows else 1)
 
     def copies_of(self, num_members: int) -> int:
         return self.copies
@@ -89,12 +86,15 @@ class BeamTree:
 
     def write(self) -> None:
         """Every beam writes its next token into a block that is its own."""
-        own = list(range(self.width))
-        if self.tokens % self._block_tokens and self.rows:
-            self.rows[-1] = own
-        else:
-            self.common -= self.tokens % self._block_tokens > 0
-            self.rows.append(own)
+        self.held += self.copies or (self.tokens % self._block_tokens == 0) * self.width
+        if self.tokens % self._block_tokens:
+            if self.rows:
+                self.rows.pop()
+                self._distinct.pop()
+            else:
+                self.common -= 1
+        self.rows.append(list(range(self.width)))
+        self._distinct.append(self.width)
         self.tokens += 1
 
     def step(self) -> int:
@@ -103,15 +103,14 @@ class BeamTree:
         parents = self._parents[self._step]
         self._step += 1
         rows = [[row[parent] for parent in parents] for row in self.rows]
-        num_common = 0
-        while num_common < len(rows) and len(set(rows[num_common])) == 1:
-            num_common += 1  # beams that share a block share all before it
+        distinct = [len(set(row)) for row in rows]
+        self.held = self.common + sum(distinct)
+        num_common = distinct.count(1)  # the first: beams that share a block share all before it
         self.common += num_common
-        self.rows = rows[num_common:]
+        self.rows, self._distinct = rows[num_common:], distinct[num_common:]
         return before - self.held
 
     def leave(self, seq: Sequence, blocks: int) -> int:
         """As of samples; all beams leave together, so the last one returns everything."""
-        held = self.held
         self.members.remove(seq)
-        return 0 if self.members else held
+        return 0 if self.members else self.held

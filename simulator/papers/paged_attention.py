@@ -127,7 +127,7 @@ def _saved(text: str, num: int, beams: bool) -> Measure:
                 **lengths,
                 **_answers(num, beams),
                 "workload.request_rate": f"{rate / num:g} /s",
-                "workload.num_prompts": case.choose(600, 150),
+                "workload.num_prompts": case.choose(600, 60),
             }
         )
         return 100 * sharing_saves(result, segment_table(result))
@@ -144,7 +144,7 @@ def alpaca_rate(case: Case, system: str, num: int, beams: bool) -> float:
     if system != "vllm":
         changes |= {"engine.block_tokens": 1, "engine.num_blocks": SLOTS}
     changes |= {"workload.request_rate": "inf"}
-    changes |= {"workload.num_prompts": case.choose(6000, 3000) // num}
+    changes |= {"workload.num_prompts": case.choose(6000, 1200) // num}
     finish_s = np.sort(case.simulate(changes).finish_ns) / 1e9
     first, last = len(finish_s) // 10, 3 * len(finish_s) // 4
     return float((last - first) / (finish_s[last] - finish_s[first]))
