@@ -21,7 +21,13 @@ from simulator.setup import Setup
 from tests.simulator.block_tables import BlockTables
 from tests.simulator.outcomes import BOOKED
 from tests.simulator.toys import toy_cost, toy_setup, toy_table
-from tests.simulator.watch import Planned, Watched, difference, run_audited, token_ns
+from tests.simulator.watch import (
+    Planned,
+    Watched,
+    difference,
+    run_audited,
+    token_ns,
+)
 
 
 def one_request(prompt: int, output: int, n: int, **columns: Any) -> RequestTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,22 @@ import pytest
 from typer.testing import CliRunner
 
 from simulator.allocators import Buddy, Paged
+from simulator.clashes import refuse_samples
 from simulator.cli import app
 from simulator.engine import run
 from simulator.errors import ConfigError
 from simulator.fragmentation import fragmentation
+from simulator.recorder import COMPLETED, UNFINISHED
 from simulator.request import Beams
 from simulator.routers.llumnix import Llumnix
 from simulator.schedulers import Rpm, VllmV0
+from simulator.setup import Setup
 from simulator.workloads import Table, sampled, transform
+from tests.simulator.draws import draw
+from tests.simulator.outcomes import BOOKED, every_combination
 from tests.simulator.test_samples import one_request, used_blocks
 from tests.simulator.toys import toy_setup, toy_table
+from tests.simulator.watch import Audited, difference, is_cut, run_audited, token_ns
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,41 @@ def test_what_cannot_serve_several_answers_is_refused(
     with pytest.raises(ConfigError) as error:
         run(setup)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def refusal(setup: Setup) -> str:
+    """Why the set-up is refused; "" where it is not."""
+    try:
+        refuse_samples(setup)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@every_combination
+def test_answers_go_with_every_policy_that_does_not_refuse_them(
+    policies: tuple[str, str, str],
+) -> None:
+    """Under all of the registries: runs coalesced and stepped alike, pages and tokens conserved."""
+    setup = draw(*policies, 100).setup
+    counts = np.random.default_rng(1).integers(1, 4, len(setup.table))
+    setup = replace(setup, table=replace(setup.table, num_samples=counts))
+    why = refusal(setup)
+    if why:
+        assert "workload.n" in why
+        assert {"rpm", "llumnix", "vllm_v0"} & set(policies)
+        return
+    result = run(setup)
+    audits: list[Audited] = []
+    stepped = run_audited(replace(setup, coalesce=False), audits)
+    assert difference(result, stepped, but=BOOKED) == ""
+    assert result.samples is not None
+    given_tokens = np.array([len(each) for each in token_ns(result.samples)])
+    done = result.samples.status == COMPLETED
+    assert np.array_equal(given_tokens[done], result.samples.table.output_tokens[done])
+    if not is_cut(setup):
+        assert [audit.taken for audit in audits] == [0] * len(audits)
+        assert not (result.status == UNFINISHED).any()
 
 
 def test_windows_that_are_kept_can_be_shared() -> None:
@@ -153,3 +195,14 @@ def test_fragmentation_says_that_it_counts_single_answers() -> None:
     result = run(toy_setup(one_request(100, 50, 4), scheduler=VllmV0()))
     with pytest.raises(ConfigError, match=r"workload\.n"):
         fragmentation(result, np.array([0]))
+
+
+def test_a_server_leaves_the_number_of_answers_to_its_clients(tmp_path: Path) -> None:
+    file = tmp_path / "served.yaml"
+    file.write_text(
+        "model: llama-3.1-8b\ncluster: 1xL40S\nplan: {tp: 1}\n"
+        "workload: {kind: synthetic, num_prompts: 2, input_len: 9, output_len: 9, n: 2}\n"
+    )
+    refused = CliRunner().invoke(app, ["serve", str(file), "--port", "0"])
+    assert refused.exit_code == 2
+    assert "workload.n" in refused.stderr
