@@ -162,6 +162,11 @@ def least_growth(case: Case) -> float:
     return min(b / a for row in gains for a, b in pairwise(row))
 
 
+def whole_growth(case: Case) -> float:
+    """The same from one answer to the greatest width."""
+    return min(_gain(WIDTHS[-1], beams)(case) for beams in (False, True)) / _gain(1)(case)
+
+
 WIDTHS = (2, 4, 6)
 OVERLOAD = 8.0  # requests/s, more than any of the four can serve
 MEASURES: dict[str, Measure] = {
@@ -176,6 +181,7 @@ MEASURES: dict[str, Measure] = {
     "gain_n1": _gain(1),
     "gain_beams6": _gain(6, beams=True),
     "least_growth": least_growth,
+    "whole_growth": whole_growth,
 }
 
 
