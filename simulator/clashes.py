@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from simulator.allocators import VAttention
+from simulator.allocators import Paged, VAttention
 from simulator.errors import ConfigError
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
 from simulator.routers.llumnix import Llumnix
-from simulator.setup import Setup, policy_of, pool_of
+from simulator.setup import Setup, group_space, policy_of, pool_of
 
 
 def refuse_clash(setup: Setup) -> None:
@@ -62,4 +62,38 @@ def refuse_with_speculation(setup: Setup, drafter: str) -> None:
         raise ConfigError(
             f"speculation with the {drafter} drafter needs a lane that neither swaps nor maps "
             f"pages ({names})"
+        )
+
+
+def refuse_samples(setup: Setup) -> None:
+    """What cannot serve requests with several answers (`workload.n`, `workload.beam_width`).
+
+    Raises:
+        ConfigError: both are named, with what would go instead.
+    """
+    scheduler, policy = type(setup.scheduler).__name__, policy_of(setup)
+    if group_space(setup) is None:
+        if setup.table.beams is not None:
+            raise ConfigError(
+                f"workload.beam_width and scheduler {scheduler} clash: vLLM has had no beam search "
+                "in its engine since 0.6.3, and V1 none at all: scheduler vllm_v0"
+            )
+        if getattr(setup.scheduler, "takes", None) is not None:
+            raise ConfigError(
+                f"workload.n and scheduler {scheduler} clash: it counts requests, not samples"
+            )
+    elif not isinstance(policy, Paged) or policy.layout(setup.kinds[0].layout).windows:
+        raise ConfigError(
+            f"workload.n and allocator {type(policy).__name__} clash: sequences that fork under "
+            f"scheduler {scheduler} share pages by counting references: allocator paged "
+            "(with windows: kept for a model that has attention windows)"
+        )
+    elif any(kind.speculation is not None for kind in setup.kinds):
+        raise ConfigError(
+            f"workload.n and speculation clash under scheduler {scheduler}: of sequences that "
+            "fork each would draft from a block that others hold"
+        )
+    if isinstance(setup.router, Llumnix):
+        raise ConfigError(
+            "workload.n and router Llumnix clash: it moves requests of one sequence only"
         )

@@ -26,6 +26,7 @@ from simulator.recorder import REJECTED, Recorder
 from simulator.replica import Feed, Replica
 from simulator.request import Ints, RequestTable, Sequence
 from simulator.routers import Router
+from simulator.samples import whole_requests
 
 
 class Requests:
@@ -55,14 +56,20 @@ def deal(
     ranks_of: list[int],
     horizon_ns: int,
 ) -> list[Feed]:
-    """Feeds of the replicas, round-robin over all their ranks (`ranks_of` each replica)."""
-    times = requests.table.arrival_ns
+    """Feeds of the replicas, round-robin over all their ranks (`ranks_of` each replica).
+
+    The samples of a request go together.
+    """
+    times, leader = requests.table.arrival_ns, requests.table.leader
     sent_ns = np.where(times <= horizon_ns, times, -1)
     recorder.sent_ns = array("q", sent_ns.tobytes())
     if requests.lead_ns is not None:
         times = times + requests.lead_ns
         accepted = accepted[np.lexsort((accepted, times[accepted]))]
-    number = np.arange(len(accepted)) % sum(ranks_of)
+    turn = np.arange(len(accepted))
+    if leader is not None:
+        turn = np.cumsum(leader[accepted] == accepted) - 1
+    number = turn % sum(ranks_of)
     feeds, first = [], 0
     for num_ranks in ranks_of:
         mine = (number >= first) & (number < first + num_ranks)
@@ -101,6 +108,13 @@ class Clients:
         self._least_lead = 0 if requests.lead_ns is None else int(requests.lead_ns.min())
         self._queue: deque[int] = deque()  # due, but held back by the concurrency limit
         self._children: dict[int, list[int]] = {}
+        self._leader = None if table.leader is None else table.leader.tolist()
+        self._rows: dict[int, list[int]] = {}  # that arrive with the first of a request's
+        self._left: list[int] = []  # unfinished samples of a request, by its first row
+        if table.leader is not None:
+            self._left = np.bincount(table.leader, minlength=len(table)).tolist()
+            for row in accepted.tolist():
+                self._rows.setdefault(int(table.leader[row]), []).append(row)
         self.num_accepted = len(accepted)
         self._accepted = set(accepted.tolist()) if len(accepted) < len(table) else None
         self._roots = self._plan_turns(table)
@@ -110,6 +124,8 @@ class Clients:
         parents = None if table.parent is None else table.parent.tolist()
         roots = []
         for i in range(len(table)):
+            if self._leader is not None and self._leader[i] != i:
+                continue
             if parents is None or parents[i] < 0:
                 roots.append(i)
             else:
@@ -194,11 +210,20 @@ class Clients:
         target = self.router.choose(self._num_routed, seq, self.ranks)
         self._num_routed += 1
         self.ranks[target].receive(seq, now_ns)
+        for row in self._rows.get(i, ())[1:]:
+            self.recorder.sent_ns[row] = self.recorder.sent_ns[i]
+            self.ranks[target].receive(self.requests.make(row), now_ns)
         self.owners[target].notify(now_ns)
 
     def finished(self, seq: Sequence, now_ns: int) -> None:
         """A request has its last token: send what waited for that."""
-        self._answered(seq.id, now_ns)
+        i = seq.id
+        if self._leader is not None:
+            i = self._leader[i]
+            self._left[i] -= 1
+            if self._left[i]:
+                return
+        self._answered(i, now_ns)
 
     def _answered(self, i: int, now_ns: int) -> None:
         self._in_flight -= 1
@@ -223,6 +248,7 @@ def refuse_misfits(
     total = table.prompt_tokens + table.output_tokens
     limit = min(most_tokens + 1, max_model_len or FOREVER)  # the last token needs no KV
     fits = total <= limit if has_place is None else (total <= limit) & has_place
+    fits = whole_requests(fits, table.leader)
     for i in np.flatnonzero(~fits).tolist():
         recorder.status[i] = REJECTED
     return np.flatnonzero(fits)

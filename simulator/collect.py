@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 
+from simulator.forking import ForkLane
 from simulator.lane import Lane
 from simulator.recorder import (
     SEGMENT_COLUMNS,
@@ -51,7 +52,7 @@ def collect(setup: Setup, recorder: Recorder, replicas: list[Replica]) -> Result
         asked_tokens=asked,
         given_tokens=given,
         counters=_counters(replicas),
-        **recorder.columns(),
+        **recorder.columns(),  # type: ignore[arg-type]
     )
 
 
@@ -88,4 +89,5 @@ def _lane_result(replica: int, position: int, lane: Lane) -> LaneResult:
         segments=dict(zip(SEGMENT_COLUMNS, columns, strict=True)),
         speculation=dict(zip(SPECULATION_COLUMNS, drafted, strict=True)) if speculates else None,
         accepted_at=np.array(lane.accepted_at) if isinstance(lane, SpeculatingLane) else None,
+        saved_blocks=as_ints(log.saved_pages) if isinstance(lane, ForkLane) else None,
     )

@@ -32,6 +32,8 @@ def simulate_disaggregated(experiment: Experiment, num_prefill: int, num_decode:
         ConfigError: a closed loop, whose clients would feed answers back into the prefill side.
     """
     table = experiment.workload
+    if table.samples_many:
+        raise ConfigError("deployment: prefill and decode apart give each request one answer")
     if not table.is_open_loop:
         raise ConfigError("deployment: prefill and decode apart need an open loop of arrivals")
     first = run(

@@ -11,13 +11,14 @@ import simpy
 
 from simulator.allocators import KVAllocator
 from simulator.batch import FOREVER, PageLayout
-from simulator.clashes import refuse_clash, refuse_with_speculation
+from simulator.clashes import refuse_clash, refuse_samples, refuse_with_speculation
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.collect import collect
 from simulator.costs.efficiency import host_profile
 from simulator.drafting import speculation_kind
 from simulator.experiment import Experiment
 from simulator.fleet import mobile
+from simulator.forking import ForkLane
 from simulator.kv_link import copy_time
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
@@ -28,7 +29,17 @@ from simulator.recorder import LaneLog, Recorder, Result
 from simulator.replica import Feed, Replica
 from simulator.request import Ints
 from simulator.routers.llumnix import Llumnix
-from simulator.setup import ReplicaKind, Setup, each_replica, policy_of, pool_of, welcome
+from simulator.samples import Families, by_request
+from simulator.setup import (
+    ReplicaKind,
+    Setup,
+    by_sample,
+    each_replica,
+    group_space,
+    policy_of,
+    pool_of,
+    welcome,
+)
 from simulator.spec import NodeGroup
 from simulator.speculating import SpeculatingLane
 from simulator.units import to_ns
@@ -117,6 +128,7 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
         speculation=speculation,
         page_bytes=capacity.block_bytes,
         host_bytes_per_s=group.gpu.host_link.bytes_per_s,
+        memory_bytes_per_s=group.gpu.memory_bytes_per_s,
         stage_layers=max(last - first for first, last in stage_layers(model.num_layers, plan.pp)),
     )
 
@@ -124,6 +136,14 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
 def run(setup: Setup, progress: Progress | None = None) -> Result:
     """Run a prepared simulation."""
     refuse_clash(setup)
+    if not setup.table.samples_many:
+        return _run(setup, progress)
+    refuse_samples(setup)
+    forks = group_space(setup) is not None
+    return by_request(_run(by_sample(setup), progress), setup.table, forks)
+
+
+def _run(setup: Setup, progress: Progress | None) -> Result:
     env = simpy.Environment()
     table = setup.table
     recorder = Recorder(len(table))
@@ -133,6 +153,8 @@ def run(setup: Setup, progress: Progress | None = None) -> Result:
         for kind in setup.kinds
     )
     accepted = refuse_misfits(table, recorder, most_tokens, setup.max_model_len, welcome(setup))
+    if group_space(setup) and table.leader is not None:  # the others fork from the first
+        accepted = accepted[table.leader[accepted] == accepted]
     clients = feeds = None
     if setup.router.is_static and table.is_open_loop:
         feeds = deal(
@@ -229,6 +251,12 @@ def _lanes(
             SpeculatingLane(first + i, rank, kind.cost, LaneLog(ends), draft)
             for i, rank in enumerate(ranks)
         ]
+    if setup.table.leader is not None and group_space(setup):
+        families = Families(setup.table)
+        return [
+            _fork_lane(setup, kind, ForkLane(first + i, rank, kind.cost, LaneLog(ends), families))
+            for i, rank in enumerate(ranks)
+        ]
     make = lane_maker(
         setup.scheduler,
         policy_of(setup),
@@ -237,6 +265,19 @@ def _lanes(
         kind.host_bytes_per_s,
     )
     return [make(first + i, rank, kind.cost, LaneLog(ends)) for i, rank in enumerate(ranks)]
+
+
+def _fork_lane(setup: Setup, kind: ReplicaKind, lane: ForkLane) -> ForkLane:
+    """What copies cost it: to the host as swapping does, of a shared page a read and a write."""
+    space = group_space(setup)
+    assert space is not None
+    lane.limit(space.pages or kind.num_pages)
+    lane.swap_s = lambda num: space.time_s(
+        num, kind.stage_layers, kind.page_bytes, kind.host_bytes_per_s
+    )
+    lane.copy_s = lambda num: 2 * num * kind.page_bytes / kind.memory_bytes_per_s
+    lane.swaps_single = getattr(setup.scheduler, "swap_space", None) is not None
+    return lane
 
 
 def _tick(

@@ -46,8 +46,11 @@ def fragmentation(result: Result, time_ns: Ints) -> Fragmentation:
     start of the iteration that computes its KV, and a recomputation after a preemption not at all.
 
     Raises:
-        ConfigError: pages of a model with attention windows, which hold no fixed number of tokens.
+        ConfigError: pages of a model with attention windows, which hold no fixed number of tokens,
+            or that several answers share.
     """
+    if result.samples is not None:
+        raise ConfigError("fragmentation: expected one answer a request (workload.n = 1)")
     if result.pages_per_block != 1:
         raise ConfigError("fragmentation: expected a model without attention windows")
     slots = sum(result.num_blocks) * result.block_tokens

@@ -33,13 +33,14 @@ def request_frame(result: Result) -> pd.DataFrame:
     }
     names = ("ttft", "tpot", "e2e", "queueing", "prefill", "decode", "preempted", "client_queue")
     extras = {"priority": table.priority, "client": table.client, "session": table.session}
+    extras["n"] = table.num_samples
     return pd.DataFrame(
         {
             "request": np.arange(len(table)),
             "arrival_s": table.arrival_ns / 1e9,
             **{name: np.where(ns >= 0, ns / 1e9, np.nan) for name, ns in moments.items()},
             "prompt_tokens": table.prompt_tokens,
-            "output_tokens": table.output_tokens,
+            "output_tokens": table.answer_tokens,
             "cached_tokens": result.cached_tokens,
             "preemptions": result.preemptions,
             "status": [STATUS_NAMES[code] for code in result.status.tolist()],

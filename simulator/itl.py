@@ -71,7 +71,11 @@ class TokenLog:
 
 
 def token_log(result: Result) -> TokenLog:
-    """The spans of completed requests; what others produced is not a served token."""
+    """The spans of completed requests; what others produced is not a served token.
+
+    Where requests have several answers, those of each answer: `request` then counts samples.
+    """
+    result = result.samples or result
     lengths = [len(lane.end_ns) for lane in result.lanes]
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     end_ns = np.concatenate([np.empty(0, np.int64), *(lane.end_ns for lane in result.lanes)])

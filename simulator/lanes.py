@@ -71,16 +71,22 @@ class SwapLane(Lane):
             return
         super().evict(seq)
         self.waiting.popleft()  # not there: it keeps what it has computed
+        self._put_away(seq, pages)
+
+    def _put_away(self, seq: Sequence, pages: int) -> None:
         self._swapped[seq] = pages
         self._room -= pages
         self._copies_s += self.swap_s(pages)
 
+    def _needs(self, seq: Sequence, pages: int) -> tuple[int, int]:
+        """Sequences and pages that it comes back with, the pages of the next token included."""
+        return 1, self.rank.layout.pages(seq.prefill_tokens)
+
     def swap_in(self, spare_pages: int) -> None:
         free = self.allocator.free_pages - self.decodes.new_pages() - spare_pages
         for seq, pages in list(self._swapped.items()):
-            # Its next token needs a page of its own where the last one is full.
-            needs = self.rank.layout.pages(seq.prefill_tokens)
-            if needs > free or self.num_running >= self.max_num_seqs:
+            num_seqs, needs = self._needs(seq, pages)
+            if needs > free or self.num_running + num_seqs > self.max_num_seqs:
                 return
             free -= needs
             del self._swapped[seq]
@@ -91,6 +97,9 @@ class SwapLane(Lane):
     def _resume(self, seq: Sequence, pages: int) -> None:
         self.allocator.claim(seq, 0)
         self.allocator.take(pages)
+        self._rejoin(seq, pages)
+
+    def _rejoin(self, seq: Sequence, pages: int) -> None:
         self.rank.running[seq] = None
         seq.prefill_tokens -= 1  # KV of all but the latest token, as when it went
         seq.computed_tokens = seq.prefill_tokens
@@ -99,8 +108,13 @@ class SwapLane(Lane):
         self.decodes.add(seq)
         self.paused = True  # its span of tokens begins with the next one
 
+    def needs_plan(self, is_alone: bool) -> bool:
+        return (len(self._swapped) > 0 and not is_alone) or super().needs_plan(is_alone)
+
     def _repeats(self, claim: int) -> int:
-        return 1 if self._copies_s else super()._repeats(claim)
+        """Copies have a price; and an end in another lane's batch may let somebody come back."""
+        waits = self._swapped and len(self.rank.lanes) > 1
+        return 1 if self._copies_s or waits else super()._repeats(claim)
 
     def attention_form(self, stage: StageCost) -> list[int]:
         price, growth = super().attention_form(stage)

@@ -25,7 +25,7 @@ class RequestTimes:
     """One entry a request, seconds. queueing + prefill + decode + preempted = e2e."""
 
     ttft_s: Floats  # first token - sent
-    tpot_s: Floats  # (finish - first token) / (output tokens - 1), NaN for one token
+    tpot_s: Floats  # (finish - first token) / (tokens of the longest answer - 1), NaN for one
     e2e_s: Floats  # finish - sent
     queueing_s: Floats  # first admission - sent
     prefill_s: Floats  # first token - first admission
@@ -39,7 +39,11 @@ def request_times(result: Result, log: TokenLog) -> RequestTimes:
     table = result.table
     decode_ns = _between(result.first_token_ns, result.finish_ns)
     request, gap_ns = log.resumptions()
-    preempted_ns = np.bincount(request, weights=gap_ns, minlength=len(table))
+    rows = len((result.samples or result).table)
+    preempted_ns = np.bincount(request, weights=gap_ns, minlength=rows)
+    if table.num_samples is not None and result.samples is not None:  # the one that waited longest
+        first = np.cumsum(table.num_samples) - table.num_samples
+        preempted_ns = np.maximum.reduceat(preempted_ns, first)
     gaps = np.where(table.output_tokens > 1, table.output_tokens - 1, np.nan)
     return RequestTimes(
         ttft_s=_between(result.sent_ns, result.first_token_ns) / 1e9,

@@ -21,7 +21,7 @@ from simulator.experiment import Experiment
 from simulator.frames import iteration_frame, request_frame, timeseries
 from simulator.itl import TokenLog, statistics, token_log
 from simulator.latency import RequestTimes, request_times, slo_met
-from simulator.occupancy import kv_utilisation, running_and_waiting
+from simulator.occupancy import kv_utilisation, running_and_waiting, sharing_saves
 from simulator.recorder import REJECTED, UNFINISHED, Result
 from simulator.segments import SegmentTable, segment_table
 from simulator.spec import GpuSpec, Slo
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def output_tokens(self) -> int:
-        return int(self.result.table.output_tokens[self.result.completed].sum())
+        return int(self.result.table.answer_tokens[self.result.completed].sum())
 
 
 def summarise(
@@ -80,6 +80,7 @@ def summarise(
         **_split(run, percentiles),
         **_service_levels(run),
         **_batches(run),
+        **_samples(run),
         **_speculation(run),
         **_occupancy(run),
         **_hardware(run),
@@ -217,6 +218,18 @@ def _batches(run: Run) -> dict[str, object]:
         "prefix_hit_rate": cached_tokens / prompt_tokens if prompt_tokens else None,
         "preemptions": int(result.preemptions.sum()),
         "preempted_requests": int((result.preemptions > 0).sum()),
+    }
+
+
+def _samples(run: Run) -> dict[str, object]:
+    """Answers, and what their sharing of blocks saves; nothing where each request has one."""
+    counts = run.result.table.num_samples
+    if run.result.samples is None or counts is None:
+        return {}
+    forks = any(lane.saved_blocks is not None for lane in run.result.lanes)
+    return {
+        "completed_answers": int(counts[run.result.completed].sum()),
+        "kv_saved_by_sharing": sharing_saves(run.result, run.segments) if forks else None,
     }
 
 

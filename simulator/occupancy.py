@@ -69,7 +69,9 @@ def running_and_waiting(result: Result, log: TokenLog) -> tuple[StepSeries, Step
 
     Waiting is from being sent to the first admission and, after a preemption, from the last token
     before it to the first one after it (known of completed requests). Rejected ones never wait.
+    Of requests with several answers each answer counts.
     """
+    result = result.samples or result
     accepted = result.status != REJECTED
     sent = result.sent_ns[accepted & (result.sent_ns >= 0)]
     scheduled = result.scheduled_ns[accepted & (result.scheduled_ns >= 0)]
@@ -102,6 +104,18 @@ def kv_utilisation(result: Result, segments: SegmentTable) -> tuple[StepSeries, 
     # Sums of halves are exact; the clip is for a clean zero where growth was not a binary fraction.
     shares = np.clip(blocks.values / total, 0.0, 1.0)
     return StepSeries(time_ns=blocks.time_ns, values=shares), peak
+
+
+def sharing_saves(result: Result, segments: SegmentTable) -> float:
+    """Blocks saved by sharing over those that would be held without it, each summed over time.
+
+    PagedAttention's measure (SOSP'23, section 6.3), for sequences that fork from one prompt.
+    """
+    columns = segments.columns
+    growth = columns["num_decode"] * (columns["iterations"] - 1) / result.block_tokens / 2
+    saved = float(np.dot(segments.busy_ns, columns["saved_blocks"]))
+    used = float(np.dot(segments.busy_ns, columns["used_blocks"] + growth))
+    return saved / (saved + used) if saved else 0.0
 
 
 def _kv_pieces(

@@ -109,7 +109,7 @@ class Rank:
         self.warm: set[int] = set()  # size classes of iterations with chunks that have been run
         self.outstanding_tokens = 0
         self.on_finish = on_finish
-        self.incoming = 0  # running requests of other ranks that have a place here reserved
+        self.incoming = 0  # places reserved: for who runs on another rank, for who is to fork
         self.is_open = True  # takes requests
 
     @property

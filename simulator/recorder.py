@@ -50,13 +50,14 @@ def as_ints(column: array[int]) -> Ints:
 class LaneLog:
     """Iteration columns of one lane (one of pp batches in flight of one attention rank)."""
 
-    __slots__ = ("end_ns", "segments", "speculation", "start_ns")
+    __slots__ = ("end_ns", "saved_pages", "segments", "speculation", "start_ns")
 
     def __init__(self, end_ns: array[int]) -> None:
         self.end_ns = end_ns  # one entry an iteration; lanes that iterate together share it
         self.start_ns = array("q")  # one entry a segment
         self.segments = array("q")  # len(SEGMENT_COLUMNS) entries a segment
         self.speculation = array("q")  # len(SPECULATION_COLUMNS) a segment of a lane that drafts
+        self.saved_pages = array("q")  # one a segment of a lane whose sequences fork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,9 @@ class LaneResult:
     # drafts of which 0, 1, ... tokens were accepted.
     speculation: dict[str, Ints] | None = None
     accepted_at: Ints | None = None
+    # Of a lane whose sequences fork, [num_segments]: blocks that they would hold beyond those used
+    # if they shared none.
+    saved_blocks: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,8 @@ class Result:
     pages_per_block: int = 1  # more for models with attention windows
     asked_tokens: Ints | None = None
     given_tokens: Ints | None = None
+    # Where requests have several answers: the same of every sample, to which lanes and spans refer.
+    samples: Result | None = None
 
     @property
     def completed(self) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ exists only from arrival to finish.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,32 @@ from numpy.typing import NDArray
 from simulator.errors import ConfigError
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beams:
+    """Which beam each beam of a search goes on from, drawn, as text is not simulated.
+
+    After every token each of the new beams keeps its own past with probability `persistence`, and
+    else continues one of the beams chosen uniformly at random (0: as in the Wright-Fisher model).
+    """
+
+    persistence: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.persistence <= 1:
+            raise ConfigError(
+                f"beam_persistence must be a number in [0, 1] (got {self.persistence!r})"
+            )
+
+    def parents(self, request: int, num_tokens: int, width: int) -> list[list[int]]:
+        """[num_tokens][width] the beam each goes on from: of a stream of the request's own."""
+        rng = np.random.default_rng([self.seed, crc32(b"workload.beams"), request])
+        chosen = rng.integers(width, size=(num_tokens, width))
+        stays = rng.random((num_tokens, width)) < self.persistence
+        parents: list[list[int]] = np.where(stays, np.arange(width), chosen).tolist()
+        return parents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +64,11 @@ class RequestTable:
     hash_ids: Ints | None = None
     hash_offsets: Ints | None = None  # [num_requests + 1]
     hash_block_tokens: int = 0
+    # Several answers to one prompt: parallel sampling, or the beams of a search.
+    num_samples: Ints | None = None  # >= 1 of each request; None = one
+    sample_tokens: Ints | None = None  # of every sample, flat; None = all as output_tokens, which
+    beams: Beams | None = None  # are else the most of a request's. None = samples are independent
+    leader: Ints | None = None  # where a row is a sample: row of its request's first one
     name: str = "workload"
     notes: tuple[str, ...] = field(default=())  # what the reader dropped or changed, for people
 
@@ -53,6 +85,21 @@ class RequestTable:
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
+
+    @property
+    def samples_many(self) -> bool:
+        """Some request is answered more than once."""
+        return self.num_samples is not None and int(self.num_samples.max()) > 1
+
+    @property
+    def answer_tokens(self) -> Ints:
+        """Output tokens of each request, over all its samples."""
+        if self.num_samples is None:
+            return self.output_tokens
+        if self.sample_tokens is None:
+            return self.output_tokens * self.num_samples
+        first = np.cumsum(self.num_samples) - self.num_samples
+        return np.add.reduceat(self.sample_tokens, first)
 
     @property
     def is_open_loop(self) -> bool:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -145,15 +146,20 @@ def _arrays(result: Result) -> dict[str, list[object]]:
     """The arrays of `--save-detailed`: seconds, 0 where the request did not complete."""
     table, log = result.table, token_log(result)
     times, done = request_times(result, log), result.completed
+    rows = (result.samples or result).table
+    itls = [(np.diff(ns) / 1e9).tolist() for ns in token_times(log, len(rows))]
+    if table.num_samples is not None:  # of all answers to a request, one after the other
+        each = iter(itls)
+        itls = [list(chain(*islice(each, n))) for n in table.num_samples.tolist()]
 
     def seconds(values: np.typing.NDArray[np.float64]) -> list[object]:
         return [*np.where(done & ~np.isnan(values), values, 0.0).tolist()]
 
     return {
         "input_lens": [*table.prompt_tokens.tolist()],
-        "output_lens": [*np.where(done, table.output_tokens, 0).tolist()],
+        "output_lens": [*np.where(done, table.answer_tokens, 0).tolist()],
         "ttfts": seconds(times.ttft_s),
-        "itls": [(np.diff(ns) / 1e9).tolist() for ns in token_times(log, len(table))],
+        "itls": itls,
         "latencies": seconds(times.e2e_s),
         "start_times": [*np.where(result.sent_ns >= 0, result.sent_ns / 1e9, 0.0).tolist()],
         "queue_times": seconds(times.client_queue_s),

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 class SegmentTable:
     """Runs of identical iterations, lane after lane; every column is [num_segments]."""
 
-    columns: dict[str, Ints]  # SEGMENT_COLUMNS, and those of speculation (zeros without)
+    columns: dict[str, Ints]  # SEGMENT_COLUMNS, those of speculation, saved_blocks: else zeros
     replica: Ints
     rank: Ints  # attention rank over all replicas, index into Result.num_blocks
     start_ns: Ints  # dispatch of the first iteration
@@ -42,6 +42,7 @@ def segment_table(result: Result) -> SegmentTable:
         columns={
             **{name: _join([x.segments[name] for x in lanes]) for name in SEGMENT_COLUMNS},
             **{name: _join([_drafted(x, name) for x in lanes]) for name in SPECULATION_COLUMNS},
+            "saved_blocks": _join([_saved(x) for x in lanes]),
         },
         replica=np.repeat(np.array([x.replica for x in lanes], dtype=np.int64), counts),
         rank=np.repeat(np.array([ranks[_rank(x)] for x in lanes], dtype=np.int64), counts),
@@ -55,6 +56,11 @@ def _drafted(lane: LaneResult, name: str) -> Ints:
     if lane.speculation is None:
         return np.zeros(len(lane.segment_start_ns), dtype=np.int64)
     return lane.speculation[name]
+
+
+def _saved(lane: LaneResult) -> Ints:
+    zeros = np.zeros(len(lane.segment_start_ns), dtype=np.int64)
+    return zeros if lane.saved_blocks is None else lane.saved_blocks
 
 
 def segment_end_ns(lane: LaneResult) -> Ints:

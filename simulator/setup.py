@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from simulator.drafting import SpeculationKind
 from simulator.migration import CopyTime
 from simulator.request import Ints, RequestTable
 from simulator.routers import Router
+from simulator.samples import sample_rows
 from simulator.schedulers import Scheduler
+from simulator.schedulers.swapping import SwapSpace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class ReplicaKind:
     stage_layers: int = 1  # layers of the longest stage
     page_bytes: float = 2.0**21  # of one page on one of its GPUs
     host_bytes_per_s: float = 25e9  # from each GPU to its host's memory
+    memory_bytes_per_s: float = 2e12  # of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,28 @@ def policy_of(setup: Setup) -> AllocatorPolicy:
     return PrefixCaching() if shares else Paged()
 
 
+def group_space(setup: Setup) -> SwapSpace | None:
+    """Where groups of sequences go when they are preempted; None = the scheduler knows no forks."""
+    space: SwapSpace | None = getattr(setup.scheduler, "group_space", None)
+    return space
+
+
+def by_sample(setup: Setup) -> Setup:
+    """The set-up with a row a sample instead of a row a request."""
+    policy, names = policy_of(setup), 0
+    if (setup.allocator is None and setup.prefix_caching) or isinstance(policy, PrefixCaching):
+        names = 0 if group_space(setup) else setup.kinds[0].layout.block_tokens
+    table, of = sample_rows(setup.table, names)
+    kinds = tuple(
+        kind
+        if kind.speculation is None
+        else replace(kind, speculation=replace(kind.speculation, lengths=table.output_tokens))
+        for kind in setup.kinds
+    )
+    lead_ns = None if setup.lead_ns is None else setup.lead_ns[of]
+    return replace(setup, table=table, kinds=kinds, lead_ns=lead_ns)
+
+
 def pool_of(setup: Setup, kind: ReplicaKind) -> Pool:
     """The KV pool of one rank, as an allocator is told of it."""
     return Pool(
@@ -87,4 +112,20 @@ def welcome(setup: Setup) -> NDArray[np.bool_] | None:
         mine = policy.fits(pool)
         if mine is not None:
             fits = mine if fits is None else fits & mine
+        if group_space(setup) and setup.table.leader is not None:
+            mine = _group_fits(setup.table, kind, policy.layout(kind.layout))
+            fits = mine if fits is None else fits & mine
     return fits
+
+
+def _group_fits(table: RequestTable, kind: ReplicaKind, layout: PageLayout) -> NDArray[np.bool_]:
+    """Rows whose request has places and pages for all its sequences, sharing their prompt only."""
+    assert table.leader is not None
+    block, full = layout.block_tokens, layout.full
+    shared = table.prompt_tokens // block
+    own = -(-(table.prompt_tokens + table.output_tokens - 1) // block) - shared
+    blocks = np.bincount(table.leader, weights=own, minlength=len(table)) + shared
+    sizes = np.bincount(table.leader, minlength=len(table))
+    fits = (blocks * full <= kind.num_pages) & (sizes <= kind.cost.max_num_seqs)
+    chosen: NDArray[np.bool_] = fits[table.leader]
+    return chosen

@@ -62,6 +62,7 @@ def save_timeline(
     Raises:
         ConfigError: the suffix is not .json, or the file cannot be written.
     """
+    result = result.samples or result  # of requests with several answers, each answer
     window = window_ns or default_window_ns(result)
     window = (window[0], min(window[1], end_of(result)))
     num_events = 0
@@ -221,6 +222,8 @@ def _requests(
 ) -> Iterator[Event]:
     """A request's life as nested async spans; a rejected one is an instant of the router."""
     table, edges = result.table, np.searchsorted(phases.request, np.arange(len(result.table) + 1))
+    leaders = table.leader
+    of = None if leaders is None else np.unique(leaders, return_inverse=True)[1]
     for number in range(len(table)):
         sent_ns = int(result.sent_ns[number])
         if result.status[number] == REJECTED:
@@ -239,7 +242,10 @@ def _requests(
             "cached_tokens": int(result.cached_tokens[number]),
             "preemptions": int(result.preemptions[number]),
         }
-        begin, end = _span(f"request {number}", number, pid, sent_ns, phases.end_ns[mine[-1]])
+        label = f"request {number}"
+        if leaders is not None and of is not None:
+            label = f"request {of[number]} answer {number - leaders[number]}"
+        begin, end = _span(label, number, pid, sent_ns, phases.end_ns[mine[-1]])
         yield begin | {"args": args}
         for row in mine:
             name = PHASES[phases.phase[row]]

@@ -32,15 +32,27 @@ LAYERS: tuple[set[str], ...] = (
         "placement",
         "ragged",
         "recorder",
+        "samples",
         "sharding",
+        "sharing",
         "work",
     },
     # 3: policies and inputs
     {"allocators", "costs", "routers", "schedulers", "speculation", "workloads"}
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
-    {"clashes", "cluster", "collect", "drafting", "experiment", "fleet", "kv_link", "lane", "lanes"}
-    | {"lockstep", "migration", "rank", "replica", "setup", "speculating"},
+    {
+        "clashes",
+        "cluster",
+        "collect",
+        "drafting",
+        "experiment",
+        "fleet",
+        "forking",
+        "kv_link",
+        "lane",
+    }
+    | {"lanes", "lockstep", "migration", "rank", "replica", "setup", "speculating"},
     # 5: one run
     {"engine"},
     # 6: around a run

@@ -178,6 +178,19 @@ WORKLOAD = _panel(
         help="Synthetic load: output tokens.",
     ),
     Flag(
+        name="--n",
+        key="workload.n",
+        kind=int,
+        help="Answers sampled from each prompt.",
+    ),
+    Flag(
+        name="--beam-width",
+        key="workload.beam_width",
+        kind=int,
+        metavar="N",
+        help="Beams of a search instead (--scheduler vllm_v0).",
+    ),
+    Flag(
         name="--max-concurrency",
         key="workload.max_concurrency",
         kind=int,

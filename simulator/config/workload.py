@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,15 @@ from simulator.config.fields import MAX_INT, Seconds
 from simulator.config.policies import build_policy
 from simulator.config.sections import Section, validate
 from simulator.request import RequestTable
-from simulator.workloads import WORKLOADS, Workload, bundled_workloads, detect, from_file, transform
+from simulator.workloads import (
+    WORKLOADS,
+    Workload,
+    bundled_workloads,
+    detect,
+    from_file,
+    sampled,
+    transform,
+)
 
 
 class TransformSection(Section):
@@ -36,6 +44,20 @@ class TransformSection(Section):
     )
     max_concurrency: Annotated[int, Field(ge=0, le=MAX_INT)] = Field(
         default=0, description="most requests in flight; 0 = unlimited", examples=[64]
+    )
+    n: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=1, description="answers sampled from each prompt", examples=[4]
+    )
+    sample_lengths: Literal["equal", "drawn"] = Field(
+        default="equal",
+        description="answers to a prompt are equally long, or the others as long as requests drawn",
+    )
+    beam_width: Annotated[int, Field(ge=0, le=1024)] = Field(
+        default=0, description="beams of a search (scheduler vllm_v0); 0 = sampling", examples=[4]
+    )
+    beam_persistence: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0,
+        description="chance that a beam goes on from its own past, not from one drawn uniformly",
     )
 
 
@@ -58,6 +80,14 @@ def workload_table(value: str | dict[str, Any], seed: int, document: Document) -
             start_s=changes.start,
             end_s=changes.end,
             max_requests=changes.max_requests,
+        )
+        table = sampled(
+            table,
+            seed,
+            n=changes.n,
+            lengths=changes.sample_lengths,
+            beam_width=changes.beam_width,
+            beam_persistence=changes.beam_persistence,
         )
     limit = changes.max_concurrency
     return replace(table, max_concurrency=limit) if limit else table

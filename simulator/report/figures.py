@@ -86,7 +86,7 @@ def occupancy_figure(result: Result) -> Figure:
     style.label(tokens, ylabel="tokens/s")
     for number, name in enumerate(("running", "waiting")):
         _steps(requests, frame, name, number, label=name)
-    style.label(requests, ylabel="requests")
+    style.label(requests, ylabel="requests" if result.samples is None else "answers")
     style.legend(requests, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98))
     frame["kv_percent"] = 100 * frame["kv_utilisation"]
     _steps(memory, frame, "kv_percent", 2)

@@ -63,6 +63,8 @@ def _volume(experiment: Experiment, summary: Summary) -> str:
         f"{_number(summary, 'completed', ',.0f')} of {len(experiment.workload):,} requests "
         f"in {_seconds(summary, 'duration')}"
     ]
+    if summary.get("completed_answers"):
+        parts.append(f"{_number(summary, 'completed_answers', ',.0f')} answers")
     parts += [
         f"{_number(summary, key, ',.0f')} {name}"
         for key, name in (("failed", "rejected"), ("unfinished", "unfinished"))
@@ -132,10 +134,17 @@ def _time_split(summary: Summary) -> list[Row]:
     return [(f"mean {name}", _seconds(summary, f"mean_{name}_s")) for name in names]
 
 
+def _sharing(summary: Summary) -> list[Row]:
+    if summary.get("kv_saved_by_sharing") is None:
+        return []
+    return [("KV saved by sharing", _percent(summary, "kv_saved_by_sharing"))]
+
+
 def _utilisation(summary: Summary) -> list[Row]:
     rows = [
         ("MFU / MBU", f"{_percent(summary, 'mfu')} / {_percent(summary, 'mbu')}"),
         ("KV mean / max", _pair(summary, "mean_kv_utilisation", "max_kv_utilisation", _percent)),
+        *_sharing(summary),
         ("running mean / max", _pair(summary, "mean_running", "max_running", _count)),
         ("waiting mean / max", _pair(summary, "mean_waiting", "max_waiting", _count)),
         ("mean seqs / iteration", _number(summary, "mean_num_seqs", ".4g")),

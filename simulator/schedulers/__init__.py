@@ -42,7 +42,9 @@ class Scheduler(Protocol):
 
     # May also have `clash(allocator)`, why it cannot run on such memory ("" = it can),
     # `queue(table) -> WaitingQueue`, the waiting requests of a rank in its own order,
-    # and `takes(table)`, which requests are not turned away at the door: bool [num_requests].
+    # `takes(table)`, which requests are not turned away at the door: bool [num_requests],
+    # and `group_space`, where the KV of several sequences goes: then those of a request fork from
+    # one prompt, and are admitted and preempted together. Else each is a request of its own.
 
 
 SCHEDULERS: dict[str, type] = {

@@ -26,7 +26,7 @@ class VllmV0(WholePrompts):
     """Prompt-only iterations before decode-only ones, FCFS, recompute preemption."""
 
     watermark: float = 0.01  # share of the pages that admission leaves free
-    preemption: str = "recompute"  # or "swap"
+    preemption: str = "recompute"  # or "swap", as requests with several sequences always are
     swap_pages: int = 0  # of the host's memory; 0 = as many as the GPU has
     swap_copy_latency_s: float = 8e-6  # of one copy; a page is 2 a layer
     swap_group_pages: int = 1  # adjoining pages in one copy (FastSwitch: about 20)
@@ -46,6 +46,11 @@ class VllmV0(WholePrompts):
     def swap_space(self) -> SwapSpace | None:
         """Where preempted requests' KV goes; None = nowhere, it is computed again."""
         return self._space() if self.preemption == "swap" else None
+
+    @property
+    def group_space(self) -> SwapSpace:
+        """Where requests with several sequences go: vLLM swaps those whatever `preemption` is."""
+        return self._space()
 
     def _space(self) -> SwapSpace:
         return SwapSpace(

@@ -177,7 +177,7 @@ def _spending_bound(spec: SearchSpec, candidate: Candidate, floor: Floor) -> flo
         return 0.0
     arrival_s = (table.arrival_ns - table.arrival_ns[0]) / 1e9
     least_s = float((arrival_s + floor.ttft_s + floor.decode_s).max())
-    output_tokens = float(table.output_tokens.sum())
+    output_tokens = float(table.answer_tokens.sum())
     if spec.objective == COST:
         price = price_per_hour(experiment_of(spec, candidate, table))
         return price / 3600 * least_s * 1e6 / output_tokens

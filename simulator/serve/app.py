@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.live.engine import LiveEngine
 from simulator.live.ticket import Ticket
@@ -55,6 +56,8 @@ class Server:
         self.notify = notify
         self.limits = limits or Limits()
         self.names = names  # the first is the one answers carry
+        if experiment.workload.samples_many:
+            raise ConfigError("workload.n: expected 1, as clients say themselves how many answers")
         self.engine = LiveEngine(
             experiment,
             self.limits.most_pending,

@@ -23,7 +23,7 @@ from simulator.workloads.servegen import ServeGen
 from simulator.workloads.sessions import Sessions
 from simulator.workloads.synthetic import PrefixRepetition, Synthetic
 from simulator.workloads.table import Table
-from simulator.workloads.transform import transform
+from simulator.workloads.transform import sampled, transform
 
 __all__ = [
     "KNOWN_FORMATS",
@@ -44,6 +44,7 @@ __all__ = [
     "detect",
     "from_file",
     "resolve",
+    "sampled",
     "transform",
 ]
 

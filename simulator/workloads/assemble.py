@@ -40,6 +40,7 @@ def trace_table(
         priority=kept.get("priority"),
         client=kept.get("client"),
         session=kept.get("session"),
+        num_samples=kept.get("n"),
         hash_ids=ids,
         hash_offsets=offsets,
         hash_block_tokens=0 if ids is None else block_tokens,

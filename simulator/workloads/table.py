@@ -17,18 +17,20 @@ from simulator.workloads.checks import check_bool, check_int, to_ns_column
 from simulator.workloads.jsonl import check_hash_ids
 from simulator.workloads.prefixes import Blocks, offsets_of
 from simulator.workloads.reading import BadLines, Columns, read_csv
+from simulator.workloads.transform import MOST_SAMPLES
 
 _REQUIRED = ("arrival_s", "input_tokens", "output_tokens")
-_OPTIONAL = ("client", "session", "priority", "hash_ids")
+_OPTIONAL = ("client", "session", "priority", "n", "hash_ids")
 _PARQUET_MAGIC = b"PAR1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Columns arrival_s, input_tokens, output_tokens[, client, session, priority, hash_ids].
+    """Columns arrival_s, input_tokens, output_tokens[, client, session, priority, n, hash_ids].
 
-    hash_ids are ints separated by spaces or semicolons in CSV, a list column in Parquet. Rows of
-    one session are its turns; they keep the arrival times given.
+    n answers are sampled from a prompt, each output_tokens long. hash_ids are ints separated by
+    spaces or semicolons in CSV, a list column in Parquet. Rows of one session are its turns; they
+    keep the arrival times given.
     """
 
     file: str | Path
@@ -52,6 +54,8 @@ class Table:
                 labels[name] = columns.labels(name)
         if "priority" in present:
             labels["priority"] = columns.ints("priority", low=-(2**31), high=2**31)
+        if "n" in present:
+            labels["n"] = columns.ints("n", low=1, high=MOST_SAMPLES)
         blocks = None
         if "hash_ids" in present:
             lengths = zip(prompt_tokens.tolist(), output_tokens.tolist(), strict=True)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from simulator.errors import ConfigError
-from simulator.request import Ints, RequestTable
+from simulator.request import Beams, Ints, RequestTable
 from simulator.units import to_ns
-from simulator.workloads.checks import MAX_SECONDS, check_int, check_number
+from simulator.workloads.checks import MAX_SECONDS, check_int, check_number, stream
 from simulator.workloads.prefixes import Blocks
 
 
@@ -54,6 +54,55 @@ def transform(
     return replace(_take(table, index), arrival_ns=arrival_ns, notes=tuple(notes))
 
 
+SAMPLE_LENGTHS = ("equal", "drawn")
+MOST_SAMPLES = 1024  # of one request
+
+
+def sampled(
+    table: RequestTable,
+    seed: int,
+    *,
+    n: int = 1,
+    lengths: str = "equal",
+    beam_width: int = 0,
+    beam_persistence: float = 0.0,
+) -> RequestTable:
+    """Every request answered `n` times, or by a search with so many beams; 1 and 0 change nothing.
+
+    A table that states the answers of each request keeps them. `lengths`: the answers to a prompt
+    are as long as the workload says, or the others as long as that of a request drawn from it.
+
+    Raises:
+        ConfigError: an option out of range, or several that exclude each other.
+    """
+    check_int("n", n, low=1, high=MOST_SAMPLES)
+    check_int("beam_width", beam_width, low=0, high=MOST_SAMPLES)
+    if lengths not in SAMPLE_LENGTHS:
+        raise ConfigError(f"sample_lengths must be equal or drawn (got {lengths!r})")
+    beams = Beams(persistence=beam_persistence, seed=seed)
+    if beam_width > 1 and (n > 1 or lengths != "equal" or table.num_samples is not None):
+        raise ConfigError("beam_width goes without n and sample_lengths: all beams are returned")
+    if beam_persistence and beam_width < 2:
+        raise ConfigError("beam_persistence needs a beam_width >= 2")
+    if n > 1 and table.num_samples is not None:
+        raise ConfigError(f"n is stated by {table.name} for each request")
+    width = max(n, beam_width)
+    counts = table.num_samples
+    if width > 1:
+        counts = np.full(len(table), width, dtype=np.int64)
+    if counts is None or int(counts.max()) < 2:
+        return replace(table, num_samples=None)
+    if beam_width > 1:
+        return replace(table, num_samples=counts, beams=beams)
+    if lengths == "equal":
+        return replace(table, num_samples=counts)
+    first = np.cumsum(counts) - counts
+    tokens = stream(seed, "workload.samples").choice(table.output_tokens, int(counts.sum()))
+    tokens[first] = table.output_tokens
+    longest = np.maximum.reduceat(tokens, first)
+    return replace(table, num_samples=counts, sample_tokens=tokens, output_tokens=longest)
+
+
 def _inside(table: RequestTable, start_s: float, end_s: float) -> Ints:
     """Requests that arrive in [start_s, end_s)."""
     inside = table.arrival_ns >= to_ns(start_s)
@@ -85,6 +134,7 @@ def _take(table: RequestTable, index: Ints) -> RequestTable:
         arrival_ns=table.arrival_ns[index],
         prompt_tokens=table.prompt_tokens[index],
         output_tokens=table.output_tokens[index],
+        num_samples=_rows(table.num_samples, index),
         priority=_rows(table.priority, index),
         client=_rows(table.client, index),
         session=_rows(table.session, index),

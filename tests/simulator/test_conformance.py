@@ -14,7 +14,7 @@ from simulator.occupancy import kv_utilisation
 from simulator.recorder import REJECTED, UNFINISHED
 from simulator.request import RequestTable
 from simulator.routers import ROUTERS, JoinShortestQueue
-from simulator.schedulers import SCHEDULERS
+from simulator.schedulers import SCHEDULERS, VllmV0
 from simulator.segments import segment_table
 from tests.simulator.draws import COMBINATIONS, draw
 from tests.simulator.outcomes import BOOKED, Dynamic, Outcome, every_combination, outcome, outcomes
@@ -186,3 +186,14 @@ def test_every_registered_policy_is_drawn() -> None:
     assert {c[0] for c in COMBINATIONS} == set(SCHEDULERS)
     assert {c[1] for c in COMBINATIONS} == set(ROUTERS)
     assert {c[2] for c in COMBINATIONS} == set(ALLOCATORS)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 83, 114])
+def test_whoever_waits_on_the_host_comes_back_at_any_end_in_a_pipeline(seed: int) -> None:
+    """The pages that a batch gives back let a request of another batch be swapped in."""
+    table = toy_table(seed, 30, rate=500, most_prompt=90, most_output=60)
+    setup = toy_setup(table, num_lanes=2, num_pages=36, scheduler=VllmV0(preemption="swap"))
+    result = run(setup)
+    assert result.preemptions.any()
+    assert result.completed.all()
+    assert difference(result, run(replace(setup, coalesce=False)), but=BOOKED) == ""
