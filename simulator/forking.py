@@ -158,12 +158,21 @@ class ForkLane(SwapLane):
 
     # --- what the replica does ----------------------------------------------------------------
 
-    @property
-    def sampled(self) -> int:
-        """Tokens the coming iteration samples: of a prompt that ends, one for each sequence."""
-        more = self._families.num_more
-        ends = [seq for seq, n in self.chunks if seq.computed_tokens + n == seq.prefill_tokens]
-        return self.num_decoding + len(ends) + sum(more(seq) for seq in ends)
+    def _compute(self, seq: Sequence, num_tokens: int, num_pages: int) -> None:
+        ending = self.ending
+        super()._compute(seq, num_tokens, num_pages)
+        if self.ending > ending:  # a prompt that ends samples a token for each sequence
+            self.ending += self._families.num_more(seq)
+
+    def _cancel_chunk(self, seq: Sequence) -> None:
+        ending = self.ending
+        super()._cancel_chunk(seq)
+        if self.ending < ending:
+            self.ending -= self._families.num_more(seq)
+
+    def planned(self, claim: int, arrivals_wait: bool) -> None:
+        super().planned(claim, arrivals_wait)
+        self._noted = self._saved
 
     def look(self) -> None:
         super().look()

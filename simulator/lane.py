@@ -69,7 +69,7 @@ class Lane:
         self.chunks: list[tuple[Sequence, int]] = []  # of the coming iteration
         self.chunk_tokens = 0
         self.chunk_pairs = 0  # query-key pairs, full causal
-        self.ending = 0  # of the chunks, those that end their prompt
+        self.ending = 0  # tokens sampled by chunks that end their prompt: one each
         self.granted = False  # the decodes have their pages for the coming iteration
         self.taken = 0  # pages given to the decodes of the coming iteration
         self.drafts = 0  # tokens the coming iteration verifies beside its decodes

@@ -33,6 +33,7 @@ PARTS = {
     "output lengths": ("output_tokens",),
     "shared prefixes": ("hash_ids", "hash_offsets", "hash_block_tokens"),
     "priorities and clients": ("priority", "client", "session"),
+    "numbers of answers": ("num_samples", "sample_tokens", "leader", "beams"),
 }
 Fingerprint = dict[str, str]  # part -> hash of its columns
 
@@ -77,7 +78,8 @@ def fingerprint(table: RequestTable) -> Fingerprint:
         digest = hashlib.sha256()
         for name in names:
             column = getattr(table, name)
-            digest.update(b"-" if column is None else np.asarray(column).tobytes())
+            is_column = isinstance(column, np.ndarray)
+            digest.update(column.tobytes() if is_column else repr(column).encode())
         found[part] = digest.hexdigest()
     return found
 
