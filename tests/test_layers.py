@@ -45,7 +45,16 @@ LAYERS: tuple[set[str], ...] = (
     {"engine"},
     # 6: around a run
     {
-        *("disaggregated", "energy", "fragmentation", "frames", "itl", "latency", "metrics"),
+        *(
+            "bench_results",
+            "disaggregated",
+            "energy",
+            "fragmentation",
+            "frames",
+            "itl",
+            "latency",
+            "metrics",
+        ),
         *("live", "occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
         *("search", "serve", "timeline", "uncertainty", "validation"),
     },

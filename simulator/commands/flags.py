@@ -312,16 +312,23 @@ BATCH = _panel(
     ),
 )
 
+COLUMN = Flag(
+    name="--set",
+    many=True,
+    metavar="COLUMN=VALUE",
+    help="What a result does not state, as a column of a run: max_num_seqs=256.",
+)
 CALIBRATE = _panel(
     "Calibration",
     Flag(name="--system", help="import: h200_sxm, h100_sxm, a100_sxm, b200_sxm, l40s, …"),
-    Flag(name="--engine", help="import: vllm, trtllm or sglang."),
+    Flag(name="--engine", help="import, from-bench: vllm, sglang or trtllm (tensorrt-llm)."),
     Flag(name="--out", metavar="FOLDER", help="Where tables and curves are written."),
     Flag(name="--source", metavar="FOLDER", help="import: systems folder, if not installed."),
     Flag(name="--gpu", help="import, from-bench: the GPU that was measured."),
     Flag(name="--model", help="vllm-forward: the model that ran; from-bench: if not the result's."),
     Flag(name="--tp", help="vllm-forward, from-bench: GPUs that shared each layer; default 1."),
     Flag(name="--engine-version", help="from-bench: of the server, such as 0.15.1."),
+    COLUMN,
     Flag(name="--profile", help="from-bench: engine profile to start from."),
     Flag(name="--to", help="transfer: the GPU whose datasheet the curves take over."),
     Flag(
@@ -372,6 +379,16 @@ VALIDATE = (
         "Runs",
         Flag(name="--workloads", help="Folder of the workload files; default: that of the runs."),
         Flag(name="--where", help="Only rows for which this holds, as pandas' query reads it."),
+    ),
+    *_panel(
+        "What a benchmark's result does not state",
+        Flag(name="--against", metavar="EXPERIMENT.yaml", help="All but the load, from that file."),
+        Flag(name="--gpu", help="The GPU that was measured."),
+        Flag(name="--model", help="The model, if the result does not say."),
+        Flag(name="--tp", help="GPUs that shared each layer; default 1."),
+        Flag(name="--engine", help="vllm, sglang or tensorrt-llm, if the result does not say."),
+        Flag(name="--engine-version", help="Of the server, such as 0.15.1; default: the newest."),
+        COLUMN,
     ),
     *_panel(
         "Model",
