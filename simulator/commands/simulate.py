@@ -18,6 +18,7 @@ from simulator.metrics import summarise
 from simulator.recorder import Result
 from simulator.save import check_writable, save_requests, save_result
 from simulator.units import parse, to_ns
+from simulator.workloads.checks import rate_per_s
 
 if TYPE_CHECKING:
     from simulator.timeline import Written
@@ -117,16 +118,13 @@ def save(
 ) -> None:
     """Write the files asked for; each appears whole or not at all."""
     if values["save_result"]:
-        stated = workload if isinstance(workload, dict) else {}
-        rate = stated.get("request_rate")
-        metadata = {"request_rate": "inf" if rate == math.inf else rate} if rate else None
         save_result(
             values["save_result"],
             experiment,
             result,
             summary,
             bool(values["save_detailed"]),
-            metadata,
+            _configured(workload),
         )
     if values["requests_out"]:
         save_requests(values["requests_out"], result)
@@ -134,3 +132,14 @@ def save(
         from simulator.report.figures import save_figures
 
         save_figures(values["figures"], experiment, result)
+
+
+def _configured(workload: object) -> dict[str, object]:
+    """The load as it was asked for, where it was; JSON has no infinity."""
+    stated = workload if isinstance(workload, dict) else {}
+    found: dict[str, float] = {}
+    if stated.get("request_rate"):
+        found["request_rate"] = rate_per_s("", stated["request_rate"], bare=True)
+    if stated.get("burstiness"):
+        found["burstiness"] = float(stated["burstiness"])
+    return {key: value if math.isfinite(value) else "inf" for key, value in found.items()}
