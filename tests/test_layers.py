@@ -55,7 +55,17 @@ LAYERS: tuple[set[str], ...] = (
             "latency",
             "metrics",
         ),
-        *("live", "occupancy", "save", "segments", "utilisation", "config", "papers", "report"),
+        *(
+            "live",
+            "occupancy",
+            "openmetrics",
+            "save",
+            "segments",
+            "utilisation",
+            "config",
+            "papers",
+            "report",
+        ),
         *("search", "serve", "timeline", "uncertainty", "validation"),
     },
     # 7: the command line

@@ -246,6 +246,16 @@ SAVE = (
         metavar="START:END",
         help="Simulated time in it, such as 10s:20s; default: what 40 MB hold.",
     ),
+    Flag(
+        name="--metrics-out",
+        metavar="FILE",
+        help="Write vLLM's Prometheus metrics over simulated time, as OpenMetrics, .prom or .txt.",
+    ),
+    Flag(
+        name="--metrics-interval",
+        metavar="TIME",
+        help="Between two samples, such as 10s; default: the least that 10 MB hold, from 1 s.",
+    ),
 )
 
 

@@ -15,6 +15,8 @@ from simulator.engine import simulate
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
 from simulator.metrics import summarise
+from simulator.openmetrics import SUFFIXES as METRICS_SUFFIXES
+from simulator.openmetrics import save_metrics
 from simulator.recorder import Result
 from simulator.save import check_writable, save_requests, save_result
 from simulator.units import parse, to_ns
@@ -43,6 +45,10 @@ def run(experiment: str | None, values: Values) -> None:
         with progress_bar("draws") as show:
             found = run_uncertainty(resolved, summary, draws, progress=show)
     written = save_trace(result, values)
+    sampled = None
+    if values["metrics_out"]:
+        interval_s = interval_of(values["metrics_interval"])
+        sampled = save_metrics(values["metrics_out"], result, resolved.model.name, interval_s)
     if values["json"]:
         print_json(summary | ({"uncertainty": found.to_json()} if found else {}))
         return
@@ -57,6 +63,9 @@ def run(experiment: str | None, values: Values) -> None:
         start, end, of = (f"{ns / 1e9:.4g}" for ns in (*written.window_ns, written.end_ns))
         name, num = values["timeline"], written.num_events
         print(f"{name}: {num:,} events of {start} to {end} s, the run takes {of} s")
+    if sampled:
+        every = f"{sampled.num_moments:,} samples of each metric, {sampled.interval_s:g} s apart"
+        print(f"{values['metrics_out']}: {every}")
 
 
 def check_outputs(values: Values) -> None:
@@ -66,10 +75,14 @@ def check_outputs(values: Values) -> None:
     if values["timeline_window"] and not values["timeline"]:
         raise ConfigError("--timeline-window: expected --timeline FILE with it (got none)")
     window_of(values["timeline_window"])
+    if values["metrics_interval"] and not values["metrics_out"]:
+        raise ConfigError("--metrics-interval: expected --metrics-out FILE with it (got none)")
+    interval_of(values["metrics_interval"])
     outputs = {
         "save_result": (".json",),
         "requests_out": (".csv", ".parquet"),
         "timeline": (".json",),
+        "metrics_out": METRICS_SUFFIXES,
     }
     for name, suffixes in outputs.items():
         if values[name]:
@@ -98,6 +111,16 @@ def window_of(text: str | None) -> tuple[int, int] | None:
     if start_ns >= end_ns:
         raise ConfigError(f"--timeline-window: expected START before END (got {text!r})")
     return start_ns, end_ns
+
+
+def interval_of(text: str | None) -> float | None:
+    """Seconds of "10s"; None where not given."""
+    if text is None:
+        return None
+    seconds = parse(text, "time", key="--metrics-interval")
+    if not 1e-6 <= seconds < math.inf:
+        raise ConfigError(f"--metrics-interval: expected at least 1 us (got {text!r})")
+    return seconds
 
 
 def save_trace(result: Result, values: Values) -> Written | None:
