@@ -23,6 +23,7 @@ from simulator.units import parse, to_ns
 from simulator.workloads.checks import rate_per_s
 
 if TYPE_CHECKING:
+    from simulator.openmetrics import Written as SampledMetrics
     from simulator.timeline import Written
 
 
@@ -59,6 +60,12 @@ def run(experiment: str | None, values: Values) -> None:
         from simulator.report.uncertainty_table import print_run_uncertainty
 
         print_run_uncertainty(console(), found)
+    _say_what_is_written(values, written, sampled)
+
+
+def _say_what_is_written(
+    values: Values, written: Written | None, sampled: SampledMetrics | None
+) -> None:
     if written:
         start, end, of = (f"{ns / 1e9:.4g}" for ns in (*written.window_ns, written.end_ns))
         name, num = values["timeline"], written.num_events
