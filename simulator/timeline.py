@@ -2,10 +2,9 @@
 
 Replicas are processes and lanes are threads: every iteration is a complete event (`X`) with what
 was in it. A request is an async span (`b`, `e`) with its phases nested in it: queued, prefill,
-decode, preempted. KV blocks in use, and requests running and waiting, are counters (`C`).
-Timestamps are simulated microseconds with three decimals. Events are bounded by a window, whole
-where they overlap it. Until when a request was preempted that had no token yet, the log does not
-say: it counts as prefill. Used blocks are those at the start of a run of equal iterations.
+decode, preempted. KV blocks in use, and requests running and waiting, are counters (`C`). Events
+are bounded by a window, whole where they overlap it; times are simulated microseconds. Preemptions
+before the first token count as prefill. Used blocks are those at the start of equal iterations.
 """
 
 from __future__ import annotations
