@@ -68,6 +68,8 @@ def read(path: Path, place: int, document: Mapping[str, Any]) -> BenchResult:
         total_input_tokens=whole(document, "total_input_tokens", path),
         total_output_tokens=whole(document, "total_output_tokens", path),
         output_tokens_per_s=number(document, "output_throughput", path),
+        input_range=_range(path, document, "input") if is_sglang else None,
+        output_range=_range(path, document, "output") if is_sglang else None,
         **_requests(path, document),
         latencies_s=_latencies(path, document, completed),
     )
@@ -84,6 +86,15 @@ def _failed(document: Mapping[str, Any], path: Path) -> int | None:
     if document.get("failed") is None and isinstance(errors, list):
         return sum(bool(error) for error in errors)
     return whole(document, "failed", path)
+
+
+def _range(path: Path, document: Mapping[str, Any], side: str) -> tuple[int, int] | None:
+    """What SGLang's random data sets draw from: L r to L, where r = 0 means 1 to L."""
+    most = whole(document, f"random_{side}_len", path)
+    ratio = number(document, "random_range_ratio", path)
+    if document["dataset_name"] not in ("random", "random-ids") or not most or ratio is None:
+        return None
+    return max(int(most * ratio), 1), most
 
 
 def _requests(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:

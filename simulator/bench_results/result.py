@@ -47,6 +47,9 @@ class BenchResult:
     total_input_tokens: int | None = None  # of completed requests
     total_output_tokens: int | None = None
     output_tokens_per_s: float | None = None
+    # Least and most tokens where lengths were drawn evenly between them; None = not stated.
+    input_range: tuple[int, int] | None = None
+    output_range: tuple[int, int] | None = None
     # One entry a completed request, in the order they were sent.
     input_tokens: Ints | None = None
     output_tokens: Ints | None = None

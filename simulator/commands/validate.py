@@ -12,7 +12,7 @@ from simulator.commands.output import console, print_json, progress_bar
 from simulator.config import load
 from simulator.errors import ConfigError
 from simulator.profiles import load_profile
-from simulator.validation.bench import rows_of_results
+from simulator.validation.bench import OF_THE_LOAD, rows_of_results
 from simulator.validation.rows import Row, read_rows
 from simulator.validation.runner import validate
 from simulator.validation.scenario import Choices, scenario_of
@@ -75,16 +75,17 @@ def _rows(runs: Sequence[str], values: dict[str, Any], scratch: Path) -> tuple[l
             )
         rows, folder = read_rows(runs[0]), Path(values["workloads"] or Path(runs[0]).parent)
         return chosen(rows, values["where"]), folder
-    clash = [flag for flag in given if flag not in ("set",)] + [
-        flag for flag in ("profile", "calibration") if values[flag]
-    ]
-    if values["against"] and clash:
-        raise ConfigError(f"--{clash[0].replace('_', '-')}: expected it in {values['against']}")
+    stated = deployment_of(values)
+    if values["against"]:
+        clash = [column for column, text in stated.items() if text and column not in OF_THE_LOAD]
+        clash += [flag for flag in ("profile", "calibration") if values[flag]]
+        if clash:
+            raise ConfigError(f"--against: {clash[0]}: expected it in {values['against']}")
     if not values["against"] and not values["gpu"]:
         raise ConfigError(
             "validate: expected --gpu (or --against EXPERIMENT.yaml), which a result does not state"
         )
-    return chosen(rows_of_results(runs, deployment_of(values), scratch), values["where"]), scratch
+    return chosen(rows_of_results(runs, stated, scratch), values["where"]), scratch
 
 
 def chosen(rows: Sequence[Row], where: str | None) -> list[Row]:

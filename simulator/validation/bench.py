@@ -16,14 +16,16 @@ from simulator.errors import ConfigError, unknown_name
 from simulator.profiles import EngineProfile
 from simulator.validation.rows import Row
 
-# What a result does not state of its deployment or its load, and a user may.
+# What a result may not state of its load and of its deployment, and a user may.
+OF_THE_LOAD = (
+    *("load_level", "arrival_kind", "request_rate_rps", "burstiness_gamma_shape"),
+    *("max_concurrency", "distinct_prompts", "prompt_groups", "shared_prefix_tokens"),
+)
 STATABLE = (
     *("model_hf", "gpu", "n_gpus", "tp", "pp", "dp", "ep", "n_replicas", "engine"),
     *("engine_version", "weight_dtype", "kv_dtype", "max_num_batched_tokens", "max_num_seqs"),
     *("block_size", "kv_blocks_gpu", "max_model_len", "gpu_mem_util", "prefix_caching"),
-    *("chunked_prefill", "cuda_graph", "deployment", "load_level", "client", "arrival_kind"),
-    *("request_rate_rps", "burstiness_gamma_shape", "max_concurrency"),
-    *("distinct_prompts", "prompt_groups", "shared_prefix_tokens"),
+    *("chunked_prefill", "cuda_graph", "deployment", "client", *OF_THE_LOAD),
 )
 
 
@@ -62,7 +64,7 @@ def row_of_result(
     remarks = list(result.notes)
     if result.engine is None and "engine" not in stated:
         remarks.append("engine not stated: vllm assumed")
-    if result.input_tokens is None:
+    if result.input_tokens is None and None in (result.input_range, result.output_range):
         remarks.append("the length of each request not stated: the mean of all assumed")
     cells = {"run_id": name, "engine": result.engine or "vllm", "tp": str(result.tp or 1)}
     cells["remarks"] = "; ".join(remarks)
@@ -105,16 +107,22 @@ def _load(result: BenchResult, is_stated: bool) -> dict[str, str]:
 
 
 def _lengths(result: BenchResult) -> dict[str, str]:
-    """Means: of many requests whose lengths the file does not state one by one."""
-    totals = {"input": result.total_input_tokens, "output": result.total_output_tokens}
+    """Of requests whose lengths the file does not state one by one: between which, or the mean."""
+    sides = {
+        "input": (result.total_input_tokens, result.input_range),
+        "output": (result.total_output_tokens, result.output_range),
+    }
     found: dict[str, str] = {}
-    for side, total in totals.items():
+    for side, (total, between) in sides.items():
         if not total or not result.completed:
             raise ConfigError(
                 f"{result.path}: {side} tokens: expected some in completed requests (got "
                 f"{total} in {result.completed})"
             )
         found |= {f"{side}_len_kind": "constant", f"{side}_len_mean": str(total / result.completed)}
+        if between:
+            ends = {f"{side}_len_min": str(between[0]), f"{side}_len_max": str(between[1])}
+            found |= {f"{side}_len_kind": "uniform", **ends}
     return found
 
 

@@ -87,6 +87,17 @@ def test_constant_gaps_are_constant(tmp_path: Path) -> None:
     assert {250_000_000} == set(np.diff(table.arrival_ns).tolist())
 
 
+def test_lengths_that_were_drawn_are_drawn_again(tmp_path: Path) -> None:
+    opened, closed = rows_of_results([FILES / "sglang.jsonl"], H100, tmp_path)
+    assert "file" == opened.text("input_len_kind")  # stated one by one
+    table = load_of(closed, tmp_path, 0)
+    assert 150 <= table.prompt_tokens.min() < table.prompt_tokens.max() <= 300
+    assert 12 <= table.output_tokens.min() < table.output_tokens.max() <= 24
+    assert () == tuple(
+        x for x in scenario_of(closed, Choices(folder=tmp_path)).notes if "length" in x
+    )
+
+
 def test_what_is_assumed_is_said(tmp_path: Path) -> None:
     row = row_of_result(read_bench(FILES / "guidellm_poisson.json"), H100, tmp_path)
     assert "engine not stated: vllm assumed" in scenario_of(row, Choices(folder=tmp_path)).notes
@@ -177,9 +188,10 @@ def test_a_figure_and_an_explanation_of_a_result(
 def test_flags_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     result, yaml = str(FILES / "vllm_detailed.json"), "experiments/quickstart.yaml"
     assert "expected --gpu (or --against" in refused(capsys, result)
-    assert "--gpu: expected it in" in refused(
-        capsys, result, "--against", yaml, "--gpu", "H100-SXM"
-    )
+    for words in (("--gpu", "H100-SXM"), ("--set", "gpu=H100-SXM"), ("--profile", "vllm-0.33")):
+        name = words[0].removeprefix("--") if words[0] != "--set" else "gpu"
+        expected = f"--against: {name}: expected it in {yaml}"
+        assert expected in refused(capsys, result, "--against", yaml, *words)
     assert "--gpu: expected results" in refused(capsys, "runs.csv", "--gpu", "H100-SXM")
     assert "--against: expected results" in refused(capsys, "runs.csv", "--against", yaml)
     assert "or one runs.csv alone" in refused(capsys, result, "runs.csv")
