@@ -86,6 +86,13 @@ def test_sglang_appends_runs_to_one_file() -> None:
         read_bench(FILES / "sglang.jsonl")
 
 
+def test_a_client_that_did_not_stream_measured_no_tpot(tmp_path: Path) -> None:
+    raw = document("vllm_detailed.json")
+    result = read_bench(written(tmp_path, raw | {"mean_tpot_ms": -1e-6, "median_tpot_ms": 0.0}))
+    assert (None, None) == (result.latency_s("tpot", "mean"), result.latency_s("tpot", "p50"))
+    assert result.latency_s("tpot", "p99") is not None
+
+
 def test_sglang_servers_say_what_they_are(tmp_path: Path) -> None:
     raw = json.loads((FILES / "sglang.jsonl").read_text().splitlines()[0])
     server = {"model_path": MODEL, "tp_size": 2, "version": "0.5.23"}
