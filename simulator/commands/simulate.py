@@ -48,8 +48,13 @@ def run(experiment: str | None, values: Values) -> None:
     written = save_trace(result, values)
     sampled = None
     if values["metrics_out"]:
-        interval_s = interval_of(values["metrics_interval"])
-        sampled = save_metrics(values["metrics_out"], result, resolved.model.name, interval_s)
+        sampled = save_metrics(
+            values["metrics_out"],
+            result,
+            resolved.model.name,
+            interval_of(values["metrics_interval"]),
+            resolved.settings.max_model_len or resolved.model.max_context_tokens,
+        )
     if values["json"]:
         print_json(summary | ({"uncertainty": found.to_json()} if found else {}))
         return

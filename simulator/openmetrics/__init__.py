@@ -44,9 +44,15 @@ class Written:
 
 
 def save_metrics(
-    path: str | Path, result: Result, model: str, interval_s: float | None = None
+    path: str | Path,
+    result: Result,
+    model: str,
+    interval_s: float | None = None,
+    most_tokens: int = 0,
 ) -> Written:
     """Write the metrics of each rank every so often, and at the end of the run.
+
+    `most_tokens` of a context bounds the buckets of lengths; 0 = the longest request there is.
 
     Raises:
         ConfigError: an interval that makes more than `MOST_LINES` lines, or no place to write.
@@ -63,7 +69,7 @@ def save_metrics(
         )
     step_ns = max(1, to_ns(interval_s))
     moments_ns = np.unique(np.append(np.arange(0, end_ns, step_ns, dtype=np.int64), end_ns))
-    ranks = list(rank_series(result, moments_ns))
+    ranks = list(rank_series(result, moments_ns, most_tokens))
     with replacing(path, SUFFIXES) as place, place.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in _lines(ranks, moments_ns, model))
     return Written(interval_s, len(moments_ns), len(ranks))

@@ -53,9 +53,10 @@ class _Run:
     segments: SegmentTable
     lane_rank: Ints  # [num_lanes]
     gap_rank: Ints  # of `log.ended_gaps`
+    most_tokens: int
 
 
-def rank_series(result: Result, moments_ns: Ints) -> Iterator[RankSeries]:
+def rank_series(result: Result, moments_ns: Ints, most_tokens: int = 0) -> Iterator[RankSeries]:
     """The metrics of each rank at these moments, which increase."""
     log, segments = token_log(result), segment_table(result)
     lengths = [len(lane.end_ns) for lane in result.lanes]
@@ -69,6 +70,7 @@ def rank_series(result: Result, moments_ns: Ints) -> Iterator[RankSeries]:
         segments,
         lane_rank,
         np.repeat(lane_rank, lengths)[ended],
+        most_tokens or int((result.table.prompt_tokens + result.table.output_tokens).max()),
     )
     for rank in range(len(result.num_blocks)):
         yield _of_rank(run, rank, moments_ns)
@@ -152,10 +154,9 @@ def _histograms(run: _Run, rank: int, mine: Bools, moments_ns: Ints) -> dict[str
         "request_prompt_tokens": (result.table.prompt_tokens.astype(np.float64), finish),
         "request_generation_tokens": (result.table.output_tokens.astype(np.float64), finish),
     }
-    most = int((result.table.prompt_tokens + result.table.output_tokens).max())
     found: dict[str, Distribution] = {}
     for name in (*HISTOGRAMS, *TOKEN_HISTOGRAMS):
-        ends = HISTOGRAMS[name][0] if name in HISTOGRAMS else tuple(token_buckets(most))
+        ends = HISTOGRAMS[name][0] if name in HISTOGRAMS else tuple(token_buckets(run.most_tokens))
         if name == "inter_token_latency_seconds":
             gap_ns, counts, ended = run.log.ended_gaps()
             kept = run.gap_rank == rank
