@@ -75,7 +75,7 @@ def _file_of(path: Path) -> Path:
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file: one, or one a line."""
+    """The JSON objects of a file: one, a list (of `vllm bench sweep`), or one a line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -83,7 +83,10 @@ def _documents(path: Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file (UTF-8)") from None
     try:
-        found = [json.loads(text)]
+        read = json.loads(text)
+        found = read if isinstance(read, list) and read else [read]
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid JSON (nested too deeply)") from None
     except ValueError as whole:
         lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
         if len(lines) < 2:

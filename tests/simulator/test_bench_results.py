@@ -86,6 +86,12 @@ def test_sglang_appends_runs_to_one_file() -> None:
         read_bench(FILES / "sglang.jsonl")
 
 
+def test_the_summary_of_a_sweep_of_vllm_is_a_list_of_runs(tmp_path: Path) -> None:
+    raw = [document("vllm_closed.json"), document("vllm_closed.json") | {"max_concurrency": 8}]
+    found = read_benches(written(tmp_path, raw, name="summary.json"))
+    assert [("summary-1", 4), ("summary-2", 8)] == [(r.name, r.max_concurrency) for r in found]
+
+
 def test_a_client_that_did_not_stream_measured_no_tpot(tmp_path: Path) -> None:
     raw = document("vllm_detailed.json")
     result = read_bench(written(tmp_path, raw | {"mean_tpot_ms": -1e-6, "median_tpot_ms": 0.0}))
@@ -224,6 +230,8 @@ def test_one_emulated_server_looks_alike_to_every_tool() -> None:
         ('{"a": 1}\n{"b"\n', "line 2: not valid JSON"),
         ("[]", "got no JSON object"),
         ("3", "got no JSON object"),
+        ("[3]", "got no JSON object"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"kind": "search"}', "expected a result of `vllm bench serve`, SGLang's"),
         ('{"completed": 3, "mean_ttft_ms": "fast"}', "mean_ttft_ms: expected a number"),
         ('{"completed": 3, "mean_ttft_ms": -3}', "mean_ttft_ms: expected a number >= 0"),

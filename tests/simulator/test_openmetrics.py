@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +217,19 @@ def test_a_real_run_from_the_command_line(tmp_path: Path) -> None:
     total = [x for x in lines if x.startswith("vllm:request_success_total")]
     assert 'finished_reason="length"} 100 ' in total[-1]
     assert ["0.000000000", "5.000000000"] == [x.split()[-1] for x in total[:2]]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on this machine")
+def test_promtool_fills_a_database_with_every_sample(tmp_path: Path) -> None:
+    text = written(tmp_path, crowded())
+    tool = ["promtool", "tsdb", "create-blocks-from", "openmetrics"]
+    command = [*tool, str(tmp_path / "run.prom"), str(tmp_path / "blocks")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    columns = done.stdout.splitlines()[1].split()
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(samples) == int(columns[4])
+    assert len({line.rsplit(" ", 2)[0] for line in samples}) == int(columns[6])
 
 
 @pytest.mark.parametrize(
