@@ -75,7 +75,7 @@ def calibrate(action: str, target: str, paths: list[str] | None, **values: Any) 
     run(action, target, paths, values)
 
 
-def validate(runs: str, **values: Any) -> None:
+def validate(runs: list[str], **values: Any) -> None:
     """Simulate measured runs of real servers and compare: errors by load, model, GPU and engine."""
     from simulator.commands.validate import run
 
@@ -174,7 +174,8 @@ CALIBRATION = (
         "target",
         "SOURCE|FOLDER|GPU|RESULT",
         "import: aiconfigurator, vidur, apex or vllm-forward; from-bench: a result of "
-        "`vllm bench serve` or SGLang's bench_serving, or a runs.csv; else a folder, or a GPU.",
+        "`vllm bench serve`, SGLang's bench_serving, guidellm or aiperf, or a runs.csv; else a "
+        "folder, or a GPU.",
     ),
     inspect.Parameter(
         "paths",
@@ -186,6 +187,22 @@ CALIBRATION = (
                 metavar="[PATH]...",
                 help="import: file or folder; from-bench: further results.",
                 show_default=False,
+            ),
+        ],
+    ),
+)
+
+
+RUNS = (
+    inspect.Parameter(
+        "runs",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[
+            list[str],
+            typer.Argument(
+                metavar="RUNS.csv|RESULT...",
+                help="Measured runs, one a row; or results of `vllm bench serve`, SGLang's "
+                "bench_serving, guidellm or aiperf.",
             ),
         ],
     ),
@@ -294,7 +311,9 @@ _add(
     "headway validate runs.csv",
     "headway validate runs.csv --where 'gpu.str.startswith(\"H100\") and tp == 1' --json",
     "headway validate runs.csv --explain RUN_ID",
-    arguments=(_argument("runs", "RUNS.csv", "Measured runs, one a row."),),
+    "headway validate result.json --gpu H100-SXM --engine-version 0.15.1",
+    "headway validate result.json --against experiment.yaml",
+    arguments=RUNS,
 )
 _add(
     reproduce,

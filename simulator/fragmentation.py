@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from simulator.errors import ConfigError
 from simulator.itl import TokenLog, token_log
-from simulator.occupancy import Floats, running_and_waiting
+from simulator.occupancy import Floats, kv_utilisation, running_and_waiting
 from simulator.recorder import Result
+from simulator.segments import segment_table
 
 Ints = NDArray[np.int64]
 PARTS = ("used", "reserved", "internal", "external", "free")
@@ -78,6 +79,32 @@ def fragmentation(result: Result, time_ns: Ints) -> Fragmentation:
         "free": np.where(waits, 0.0, idle),
     }
     return Fragmentation(time_ns=time_ns, **{name: part / slots for name, part in parts.items()})
+
+
+def kv_parts(result: Result, time_ns: Ints) -> Fragmentation:
+    """Shares of the KV memory of any run, as far as its log tells them.
+
+    Where an allocator sets slots aside for a request, those of `fragmentation`. Where pages come
+    one by one, what is held is counted as it was (a shared prefix once, recomputed and unfinished
+    requests too), internal waste is what lies behind the last token of each completed request, and
+    no free page is out of anyone's reach: nothing is reserved or external. Of a model with
+    attention windows, whose pages hold no fixed number of tokens, internal waste counts as used.
+    """
+    has_windows = result.pages_per_block != 1
+    if result.given_tokens is not None and not has_windows:
+        return fragmentation(result, time_ns)
+    held = kv_utilisation(result, segment_table(result))[0].at(time_ns)
+    nothing = np.zeros(len(time_ns))
+    behind = nothing if has_windows else fragmentation(result, time_ns).internal
+    internal = np.minimum(behind, held)
+    return Fragmentation(
+        time_ns=time_ns,
+        used=held - internal,
+        reserved=nothing,
+        internal=internal,
+        external=nothing,
+        free=1.0 - held,
+    )
 
 
 def _holdings(

@@ -57,12 +57,17 @@ class TokenLog:
 
     def gaps(self) -> tuple[Ints, Ints]:
         """Distinct gaps (ns) between consecutive tokens of a request, and how many of each."""
+        values, counts, _ = self.ended_gaps()
+        return values, counts
+
+    def ended_gaps(self) -> tuple[Ints, Ints, Ints]:
+        """As `gaps`, and the iteration that ended each."""
         covered = self._covering(self.first + 1)  # iterations whose token has one before it
-        used = np.flatnonzero(covered)
-        resumed_ns = self._gap_ns(self.after_gaps())
+        used, later = np.flatnonzero(covered), self.after_gaps()
+        resumed_ns = self._gap_ns(later)
         values = np.concatenate((self.end_ns[used] - self.end_ns[used - 1], resumed_ns))
         counts = np.concatenate((covered[used], np.ones(len(resumed_ns), dtype=np.int64)))
-        return values, counts
+        return values, counts, np.concatenate((used, self.first[later]))
 
     def _covering(self, first: Ints) -> Ints:
         size = len(self.end_ns) + 1

@@ -64,8 +64,10 @@ def step_series(time_ns: Ints, change: Ints | Floats) -> StepSeries:
     return StepSeries(time_ns=at[keep], values=value[keep])
 
 
-def running_and_waiting(result: Result, log: TokenLog) -> tuple[StepSeries, StepSeries]:
-    """Requests in the system: admitted, and waiting.
+def running_and_waiting(
+    result: Result, log: TokenLog, mine: NDArray[np.bool_] | None = None
+) -> tuple[StepSeries, StepSeries]:
+    """Requests in the system: admitted, and waiting; only those that are `mine`, if given.
 
     Waiting is from being sent to the first admission and, after a preemption, from the last token
     before it to the first one after it (known of completed requests). Rejected ones never wait.
@@ -73,10 +75,14 @@ def running_and_waiting(result: Result, log: TokenLog) -> tuple[StepSeries, Step
     """
     result = result.samples or result
     accepted = result.status != REJECTED
+    if mine is not None:
+        accepted &= mine
     sent = result.sent_ns[accepted & (result.sent_ns >= 0)]
     scheduled = result.scheduled_ns[accepted & (result.scheduled_ns >= 0)]
     finished = result.finish_ns[accepted & (result.finish_ns >= 0)]
     later = log.after_gaps()
+    if mine is not None:
+        later = later[mine[log.request[later]]]
     if log.paused is not None:  # they wait for a token, but stay admitted
         later = later[~log.paused[later - 1]]
     paused, resumed = log.end_ns[log.last[later - 1]], log.end_ns[log.first[later]]
@@ -87,10 +93,17 @@ def running_and_waiting(result: Result, log: TokenLog) -> tuple[StepSeries, Step
     return step_series(time_ns, running), step_series(waiting_ns, waiting)
 
 
-def kv_utilisation(result: Result, segments: SegmentTable) -> tuple[StepSeries, float]:
-    """Share of all KV blocks in use over time, and the highest share any rank reached."""
+def kv_utilisation(
+    result: Result, segments: SegmentTable, only_rank: int | None = None
+) -> tuple[StepSeries, float]:
+    """Share of all KV blocks in use over time, and the highest share any rank reached.
+
+    Of one rank's blocks, where `only_rank` says which.
+    """
     time_ns, change, peak = [np.empty(0, np.int64)], [np.empty(0)], 0.0
-    for rank, num_blocks in enumerate(result.num_blocks):
+    ranks = range(len(result.num_blocks)) if only_rank is None else (only_rank,)
+    for rank in ranks:
+        num_blocks = result.num_blocks[rank]
         mine = np.flatnonzero(segments.rank == rank)
         if len(mine) == 0 or num_blocks == 0:
             continue
@@ -100,7 +113,7 @@ def kv_utilisation(result: Result, segments: SegmentTable) -> tuple[StepSeries, 
         change += [(first + last) / 2, -(first + last) / 2]
         peak = max(peak, float(last.max()) / num_blocks)
     blocks = step_series(np.concatenate(time_ns), np.concatenate(change))
-    total = max(1, sum(result.num_blocks))
+    total = max(1, sum(result.num_blocks[rank] for rank in ranks))
     # Sums of halves are exact; the clip is for a clean zero where growth was not a binary fraction.
     shares = np.clip(blocks.values / total, 0.0, 1.0)
     return StepSeries(time_ns=blocks.time_ns, values=shares), peak

@@ -23,6 +23,7 @@ from simulator.recorder import COMPLETED, Result
 from simulator.request import RequestTable
 
 BACKEND = "headway"
+EPOCH = "19700101-000000"  # of the simulated clock: results carry no wall-clock time of their own
 
 
 def save_result(
@@ -33,18 +34,17 @@ def save_result(
     detailed: bool,
     metadata: Mapping[str, object] | None = None,
 ) -> None:
-    """Write what `vllm bench serve --save-result` does, our own metrics after its keys.
+    """Write what `vllm bench serve --save-result` does (0.33), and metrics of our own.
 
     `metadata` overrides or extends the header: a date, the configured request_rate and burstiness
-    (the run itself knows only its arrivals). `detailed` adds one array entry a request, and one a
-    token in `itls`: O(tokens).
+    (the run itself knows only its arrivals). `latencies` and `queue_times` have an entry a request,
+    as there; `detailed` adds the other arrays, with an entry a token in `itls`: O(tokens).
 
     Raises:
         ConfigError: the suffix is not .json, or the file cannot be written.
     """
     header = {**_header(experiment), **(metadata or {})}
-    arrays = _arrays(result) if detailed else {}
-    document = {**header, **summary, **arrays}
+    document = {**header, **_measured(summary), **_arrays(result, detailed)}
 
     def write(place: Path) -> None:
         with place.open("w", encoding="utf-8") as file:
@@ -124,7 +124,7 @@ def replacing(path: str | Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
 def _header(experiment: Experiment) -> dict[str, object]:
     table = experiment.workload
     return {
-        "date": None,  # results carry no wall-clock unless the caller adds it
+        "date": EPOCH,
         "endpoint_type": BACKEND,
         "backend": BACKEND,
         "label": experiment.name,
@@ -132,9 +132,14 @@ def _header(experiment: Experiment) -> dict[str, object]:
         "tokenizer_id": None,
         "num_prompts": len(table),
         "request_rate": _request_rate(table),
-        "burstiness": None,
+        "burstiness": 1.0,  # the default there, also where a trace is replayed
         "max_concurrency": table.max_concurrency or None,
     }
+
+
+def _measured(summary: Mapping[str, object]) -> dict[str, object]:
+    """The summary; a latency of nothing is 0 there, not null."""
+    return {k: 0.0 if v is None and k.endswith("_ms") else v for k, v in summary.items()}
 
 
 def _request_rate(table: RequestTable) -> float | str:
@@ -142,8 +147,8 @@ def _request_rate(table: RequestTable) -> float | str:
     return (len(table) - 1) / table.duration_s if table.duration_s > 0 else "inf"
 
 
-def _arrays(result: Result) -> dict[str, list[object]]:
-    """The arrays of `--save-detailed`: seconds, 0 where the request did not complete."""
+def _arrays(result: Result, detailed: bool) -> dict[str, list[object]]:
+    """Entries a request, seconds; 0 where it did not complete."""
     table, log = result.table, token_log(result)
     times, done = request_times(result, log), result.completed
     rows = (result.samples or result).table
@@ -155,14 +160,15 @@ def _arrays(result: Result) -> dict[str, list[object]]:
     def seconds(values: np.typing.NDArray[np.float64]) -> list[object]:
         return [*np.where(done & ~np.isnan(values), values, 0.0).tolist()]
 
-    return {
+    always = {"latencies": seconds(times.e2e_s), "queue_times": seconds(times.client_queue_s)}
+    if not detailed:
+        return always
+    return always | {
         "input_lens": [*table.prompt_tokens.tolist()],
         "output_lens": [*np.where(done, table.answer_tokens, 0).tolist()],
         "ttfts": seconds(times.ttft_s),
         "itls": itls,
-        "latencies": seconds(times.e2e_s),
         "start_times": [*np.where(result.sent_ns >= 0, result.sent_ns / 1e9, 0.0).tolist()],
-        "queue_times": seconds(times.client_queue_s),
         "generated_texts": [""] * len(table),
         "errors": ["" if x == COMPLETED else STATUS_NAMES[x] for x in result.status.tolist()],
     }

@@ -2,12 +2,9 @@
 
 Replicas are processes and lanes are threads: every iteration is a complete event (`X`) with what
 was in it. A request is an async span (`b`, `e`) with its phases nested in it: queued, prefill,
-decode, preempted. KV blocks in use, and requests running and waiting, are counters (`C`).
-Timestamps are simulated microseconds with three decimals, which is the nanosecond of the clock.
-
-Events are written one at a time and bounded by a window of simulated time, whole where they
-overlap it. When a request was preempted before its first token, the log does not say until when:
-that time counts as prefill. Used blocks are those at the start of a run of equal iterations.
+decode, preempted. KV blocks in use, and requests running and waiting, are counters (`C`). Events
+are bounded by a window, whole where they overlap it; times are simulated microseconds. Preemptions
+before the first token count as prefill. Used blocks are those at the start of equal iterations.
 """
 
 from __future__ import annotations
@@ -32,7 +29,8 @@ Event = dict[str, Any]
 MOST_EVENTS = 270_000  # of the default window: some 40 MB
 EVENTS_PER_REQUEST = 12  # four spans with two ends, and what they change in the counters
 QUEUED, PREFILL, DECODE, PREEMPTED = PHASES = ("queued", "prefill", "decode", "preempted")
-ROUTER = 0  # pid of requests that no replica took; replica r is pid r + 1
+# Replica r is pid r + 1; its requests are a process of their own, not to bury lanes and counters.
+ROUTER, REQUESTS = 0, 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,8 +166,9 @@ def _names(result: Result) -> Iterator[Event]:
 
     yield named("process_name", ROUTER, 0, name="router")
     for replica in sorted({lane.replica for lane in result.lanes}):
-        yield named("process_name", replica + 1, 0, name=f"replica {replica}")
-        yield named("process_sort_index", replica + 1, 0, sort_index=replica + 1)
+        for pid, what in ((replica + 1, ""), (REQUESTS + replica + 1, " requests")):
+            yield named("process_name", pid, 0, name=f"replica {replica}{what}")
+            yield named("process_sort_index", pid, 0, sort_index=pid)
     for lane in result.lanes:
         name = f"rank {lane.rank}, lane {lane.lane}"
         yield named("thread_name", lane.replica + 1, _tid(lane), name=name)
@@ -222,6 +221,7 @@ def _requests(
 ) -> Iterator[Event]:
     """A request's life as nested async spans; a rejected one is an instant of the router."""
     table, edges = result.table, np.searchsorted(phases.request, np.arange(len(result.table) + 1))
+    digits = len(str(len(table) - 1))  # viewers sort by name
     leaders = table.leader
     of = None if leaders is None else np.unique(leaders, return_inverse=True)[1]
     for number in range(len(table)):
@@ -235,16 +235,16 @@ def _requests(
         mine = range(int(edges[number]), int(edges[number + 1]))
         if not len(mine) or sent_ns >= window_ns[1] or phases.end_ns[mine[-1]] <= window_ns[0]:
             continue
-        pid = int(replica[number]) + 1
+        pid = REQUESTS + int(replica[number]) + 1
         args = {
             "prompt_tokens": int(table.prompt_tokens[number]),
             "output_tokens": int(table.output_tokens[number]),
             "cached_tokens": int(result.cached_tokens[number]),
             "preemptions": int(result.preemptions[number]),
         }
-        label = f"request {number}"
+        label = f"request {number:0{digits}}"
         if leaders is not None and of is not None:
-            label = f"request {of[number]} answer {number - leaders[number]}"
+            label = f"request {of[number]:0{digits}} answer {number - leaders[number]}"
         begin, end = _span(label, number, pid, sent_ns, phases.end_ns[mine[-1]])
         yield begin | {"args": args}
         for row in mine:
@@ -254,7 +254,8 @@ def _requests(
 
 
 def _span(name: str, request: int, pid: int, start_ns: int, end_ns: int) -> tuple[Event, Event]:
-    same = {"cat": "request", "name": name, "id": request, "pid": pid, "tid": 0}
+    # An id within the process: spans with a global one are drawn apart from it.
+    same = {"cat": "request", "name": name, "id2": {"local": request}, "pid": pid, "tid": 0}
     begin, end = ({"ts": int(ns) / 1e3, **same} for ns in (start_ns, end_ns))
     return {"ph": "b", **begin}, {"ph": "e", **end}
 

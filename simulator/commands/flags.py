@@ -259,6 +259,16 @@ SAVE = (
         metavar="START:END",
         help="Simulated time in it, such as 10s:20s; default: what 40 MB hold.",
     ),
+    Flag(
+        name="--metrics-out",
+        metavar="FILE",
+        help="Write vLLM's Prometheus metrics over simulated time, as OpenMetrics, .prom or .txt.",
+    ),
+    Flag(
+        name="--metrics-interval",
+        metavar="TIME",
+        help="Between two samples, such as 10s; default: the least that 10 MB hold, from 1 s.",
+    ),
 )
 
 
@@ -336,16 +346,23 @@ BATCH = _panel(
     ),
 )
 
+COLUMN = Flag(
+    name="--set",
+    many=True,
+    metavar="COLUMN=VALUE",
+    help="What a result does not state, as a column of a run: max_num_seqs=256.",
+)
 CALIBRATE = _panel(
     "Calibration",
     Flag(name="--system", help="import: h200_sxm, h100_sxm, a100_sxm, b200_sxm, l40s, …"),
-    Flag(name="--engine", help="import: vllm, trtllm or sglang."),
+    Flag(name="--engine", help="import, from-bench: vllm, sglang or trtllm (tensorrt-llm)."),
     Flag(name="--out", metavar="FOLDER", help="Where tables and curves are written."),
     Flag(name="--source", metavar="FOLDER", help="import: systems folder, if not installed."),
     Flag(name="--gpu", help="import, from-bench: the GPU that was measured."),
     Flag(name="--model", help="vllm-forward: the model that ran; from-bench: if not the result's."),
     Flag(name="--tp", help="vllm-forward, from-bench: GPUs that shared each layer; default 1."),
     Flag(name="--engine-version", help="from-bench: of the server, such as 0.15.1."),
+    COLUMN,
     Flag(name="--profile", help="from-bench: engine profile to start from."),
     Flag(name="--to", help="transfer: the GPU whose datasheet the curves take over."),
     Flag(
@@ -405,6 +422,16 @@ VALIDATE = (
         "Runs",
         Flag(name="--workloads", help="Folder of the workload files; default: that of the runs."),
         Flag(name="--where", help="Only rows for which this holds, as pandas' query reads it."),
+    ),
+    *_panel(
+        "What a benchmark's result does not state",
+        Flag(name="--against", metavar="EXPERIMENT.yaml", help="All but the load, from that file."),
+        Flag(name="--gpu", help="The GPU that was measured."),
+        Flag(name="--model", help="The model, if the result does not say."),
+        Flag(name="--tp", help="GPUs that shared each layer; default 1."),
+        Flag(name="--engine", help="vllm, sglang or tensorrt-llm, if the result does not say."),
+        Flag(name="--engine-version", help="Of the server, such as 0.15.1; default: the newest."),
+        COLUMN,
     ),
     *_panel(
         "Model",

@@ -11,7 +11,7 @@ from typing import Any
 from simulator.commands.output import console, print_json, progress_bar
 from simulator.errors import ConfigError
 from simulator.profiles import FOLDER, load_profile, profile_of_version
-from simulator.validation.bench import row_of_result, write_profile
+from simulator.validation.bench import rows_of_results, write_profile
 from simulator.validation.fit import fit
 from simulator.validation.rows import Row, read_rows
 from simulator.validation.runner import Progress, validate
@@ -58,13 +58,26 @@ def _rows(paths: Sequence[str], options: dict[str, Any], scratch: Path) -> tuple
         return read_rows(tables[0]), Path(tables[0]).parent
     if not options["gpu"]:
         raise ConfigError("calibrate from-bench: expected --gpu, which a result does not state")
-    deployment = {
-        "gpu": options["gpu"],
+    return rows_of_results(paths, deployment_of(options), scratch), scratch
+
+
+def deployment_of(options: dict[str, Any]) -> dict[str, str]:
+    """The columns of a run that flags state: --gpu, --tp, --set COLUMN=VALUE, ..."""
+    found = {
+        "gpu": options["gpu"] or "",
         "model_hf": options["model"] or "",
-        "tp": options["tp"] or "1",
+        "tp": options["tp"] or "",
+        "engine": options["engine"] or "",
         "engine_version": options["engine_version"] or "",
     }
-    return [row_of_result(Path(path), deployment, scratch) for path in paths], scratch
+    for text in options["set"] or ():
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"--set: expected COLUMN=VALUE, such as max_num_seqs=256 (got {text!r})"
+            )
+        found[column.strip()] = value.strip()
+    return found
 
 
 def _profile_of(rows: Sequence[Row]) -> Any:

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from simulator.commands.from_bench import deployment_of
 from simulator.commands.output import console, print_json, progress_bar
+from simulator.config import load
 from simulator.errors import ConfigError
 from simulator.profiles import load_profile
+from simulator.validation.bench import OF_THE_LOAD, rows_of_results
 from simulator.validation.rows import Row, read_rows
 from simulator.validation.runner import validate
 from simulator.validation.scenario import Choices, scenario_of
 from simulator.validation.score import Validation, summaries
 
+FEW = 5  # results shown one by one
+STATED = ("gpu", "model", "tp", "engine", "engine_version", "set")
 
-def run(runs: str, values: dict[str, Any]) -> None:
+
+def run(runs: Sequence[str], values: dict[str, Any]) -> None:
     """Simulate the rows asked for, then print or explain."""
-    rows = chosen(read_rows(runs), values["where"])
-    choices = Choices(
-        folder=Path(values["workloads"] or Path(runs).parent),
-        profile=values["profile"] or "",
-        calibration=values["calibration"] or "",
-    )
-    if choices.profile:
-        load_profile(choices.profile)
-    if values["explain"]:
-        _explain(rows, values["explain"], choices, bool(values["json"]))
-        return
-    jobs = _jobs(values["jobs"])
-    with progress_bar("simulating runs") as show:
-        found = validate(rows, choices, jobs=jobs, progress=show)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, folder = _rows(runs, values, Path(scratch))
+        choices = Choices(
+            folder=folder,
+            profile=values["profile"] or "",
+            calibration=values["calibration"] or "",
+            base=load(values["against"]) if values["against"] else None,
+        )
+        if choices.profile:
+            load_profile(choices.profile)
+        if values["explain"]:
+            _explain(rows, values["explain"], choices, bool(values["json"]))
+            return
+        jobs = _jobs(values["jobs"])
+        with progress_bar("simulating runs") as show:
+            found = validate(rows, choices, jobs=jobs, progress=show)
+    if not _is_table(runs) and not found.runs:
+        name, reason = next(iter(found.skipped.items()))
+        raise ConfigError(f"{name}: {reason}")
     if values["figure"]:
         from simulator.report.validation import save_validation_figure
 
@@ -38,9 +50,42 @@ def run(runs: str, values: dict[str, Any]) -> None:
     if values["json"]:
         print_json(to_json(found))
         return
-    from simulator.report.validation import print_validation
+    from simulator.report.validation import print_side_by_side, print_validation
 
-    print_validation(console(), found, bool(values["all"]))
+    if _is_table(runs) or len(found.runs) > FEW:
+        print_validation(console(), found, bool(values["all"]))
+    else:
+        print_side_by_side(console(), found)
+
+
+def _is_table(runs: Sequence[str]) -> bool:
+    return any(path.endswith(".csv") for path in runs)
+
+
+def _rows(runs: Sequence[str], values: dict[str, Any], scratch: Path) -> tuple[list[Row], Path]:
+    """The runs, of a table or of results, and the folder of their workloads."""
+    given = [flag for flag in STATED if values[flag]]
+    if _is_table(runs):
+        if len(runs) > 1:
+            raise ConfigError("validate: expected results (.json), or one runs.csv alone")
+        if given or values["against"]:
+            flag = (*given, "against")[0].replace("_", "-")
+            raise ConfigError(
+                f"--{flag}: expected results (.json); a runs.csv states it in columns"
+            )
+        rows, folder = read_rows(runs[0]), Path(values["workloads"] or Path(runs[0]).parent)
+        return chosen(rows, values["where"]), folder
+    stated = deployment_of(values)
+    if values["against"]:
+        clash = [column for column, text in stated.items() if text and column not in OF_THE_LOAD]
+        clash += [flag for flag in ("profile", "calibration") if values[flag]]
+        if clash:
+            raise ConfigError(f"--against: {clash[0]}: expected it in {values['against']}")
+    if not values["against"] and not values["gpu"]:
+        raise ConfigError(
+            "validate: expected --gpu (or --against EXPERIMENT.yaml), which a result does not state"
+        )
+    return chosen(rows_of_results(runs, stated, scratch), values["where"]), scratch
 
 
 def chosen(rows: Sequence[Row], where: str | None) -> list[Row]:

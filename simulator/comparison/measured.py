@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulator.comparison.metrics import picked
-from simulator.errors import ConfigError
+from simulator.bench_results import LATENCIES, BenchResult, read_bench
+from simulator.comparison.metrics import METRICS, Metric, picked
 
 SUFFIXES = (".json", ".jsonl")
 
@@ -25,26 +25,35 @@ class Measured:
 
 
 def is_result(path: str) -> bool:
-    """True of a file that is read as a result; experiments are YAML."""
-    return Path(path).suffix in SUFFIXES
+    """True of what is read as a result, of a file or of a folder; experiments are YAML."""
+    return Path(path).suffix in SUFFIXES or Path(path).is_dir()
 
 
 def read_measured(path: str) -> Measured:
-    """The metrics that a result of `vllm bench serve`, or of `--save-result`, states.
+    """The metrics that the result of a load generator, or of `--save-result`, states.
 
     Raises:
         ConfigError: no such file, or not such a result.
     """
+    result = read_bench(path)
+    found = {metric.key: _stated(result, metric) for metric in METRICS}
+    own = _own_keys(path)
+    return Measured(
+        name=result.name, metrics={k: own.get(k) if v is None else v for k, v in found.items()}
+    )
+
+
+def _stated(result: BenchResult, metric: Metric) -> float | None:
+    if metric.column in LATENCIES:
+        seconds = result.latency_s(metric.column, metric.statistic)
+        return None if seconds is None else 1e3 * seconds
+    return result.output_tokens_per_s if metric.key == "output_throughput" else None
+
+
+def _own_keys(path: str) -> dict[str, float | None]:
+    """What a file of one object says under our names: goodput, and what `--save-result` adds."""
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    found = picked(result) if isinstance(result, dict) else {}
-    if found.get("mean_ttft_ms") is None:
-        raise ConfigError(
-            f"{path}: expected an experiment (.yaml) or a result of `vllm bench serve` "
-            "(no mean_ttft_ms)"
-        )
-    return Measured(name=Path(path).stem, metrics=found)
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a folder, or an object a line
+        return {}
+    return picked(data) if isinstance(data, dict) else {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simulator.experiment import Experiment
+from simulator.fragmentation import PARTS, kv_parts
 from simulator.frames import request_frame, timeseries
 from simulator.itl import token_log
 from simulator.recorder import Result
@@ -21,14 +22,22 @@ if TYPE_CHECKING:  # matplotlib and pandas load only when a figure is drawn
 
 Floats = np.typing.NDArray[np.float64]
 NUM_BUCKETS = 200  # points of a time series: one for each few pixels
+NUM_MOMENTS = 400
+KV_PARTS = {
+    "used": ("tokens", style.BLUE),
+    "reserved": ("reserved", style.SKY),
+    "internal": ("internal waste", style.VERMILION),
+    "external": ("external waste", style.YELLOW),
+    "free": ("free", "#E4E4E4"),
+}
 LATENCIES = ("TTFT", "TPOT", "ITL", "E2E")
 
 
 def save_figures(folder: str | Path, experiment: Experiment, result: Result) -> list[Path]:
     """Write the figures of a run into `folder`, replacing older ones; returns the paths.
 
-    latency.png (distributions), latency_over_time.png, occupancy.png, iteration_time.png (where an
-    iteration's time goes, op by op) and roofline.png.
+    latency.png (distributions), latency_over_time.png, occupancy.png, memory.png (what KV memory
+    holds), iteration_time.png (where an iteration's time goes, op by op) and roofline.png.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -38,6 +47,7 @@ def save_figures(folder: str | Path, experiment: Experiment, result: Result) -> 
         "latency.png": latency_figure(result),
         "latency_over_time.png": latency_over_time_figure(result),
         "occupancy.png": occupancy_figure(result),
+        "memory.png": memory_figure(result),
         "iteration_time.png": iteration_figure(samples),
         "roofline.png": roofline_figure(experiment, samples),
     }
@@ -93,6 +103,28 @@ def occupancy_figure(result: Result) -> Figure:
     style.label(memory, ylabel="KV blocks (%)", xlabel="simulated time (s)", xlim=(0, duration_s))
     for one in axes:
         one.set_ylim(bottom=0)
+    return figure
+
+
+def memory_figure(result: Result) -> Figure:
+    """KV memory over time: tokens, slots set aside for later ones, waste of both kinds, free."""
+    figure, (axes,) = style.new_figure(3.4)
+    end_ns = max(result.end_ns, 1)
+    parts = kv_parts(result, np.linspace(0, end_ns, NUM_MOMENTS).astype(np.int64))
+    means = parts.means()
+    names = [name for name in PARTS if means[name] > 0 or name in ("used", "free")]
+    shares = [100 * getattr(parts, name) for name in names]
+    texts = [f"{KV_PARTS[name][0]} {100 * means[name]:.3g} %" for name in names]
+    colours = [KV_PARTS[name][1] for name in names]
+    axes.stackplot(parts.time_ns / 1e9, shares, labels=texts, colors=colours, linewidth=0)
+    # A pool that is hardly used would be a line at the bottom: what is free is cut off above.
+    most = 100 - float(shares[names.index("free")].min())
+    top = 100.0 if most > 60 else max(1.25 * most, 1e-3)
+    kind = "pages" if result.pages_per_block != 1 else f"blocks of {result.block_tokens} tokens"
+    title = f"{sum(result.num_blocks):,} {kind} (shares: means of the run)"
+    style.label(axes, xlabel="simulated time (s)", ylabel="KV memory (%)", title=title)
+    axes.set(xlim=(0, end_ns / 1e9), ylim=(0, top))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=style.POINTS - 1)
     return figure
 
 

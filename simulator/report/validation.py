@@ -14,7 +14,7 @@ from simulator.errors import ConfigError
 from simulator.report.style import BLUE, GREEN, GREY, ORANGE, VERMILION
 from simulator.units import show_count, show_time
 from simulator.validation.explain import Explanation
-from simulator.validation.rows import LOAD_LEVELS
+from simulator.validation.rows import LOAD_LEVELS, METRICS
 from simulator.validation.score import Outcome, Validation, summary_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,41 @@ def print_validation(console: Console, found: Validation, everything: bool = Fal
         console.print(Text(f"assumed, {runs} runs: {note}", style="dim"))
     for run_id, reason in found.skipped.items():
         console.print(Text(f"skipped {run_id}: {reason}", style="yellow"))
+
+
+def print_side_by_side(console: Console, found: Validation) -> None:
+    """Each run's statistics, measured and simulated, and the error."""
+    from rich.text import Text
+
+    for run in found.runs:
+        console.print(Text(run.run_id, style="bold"))
+        console.print(_side_by_side(run))
+    for note, runs in _notes(found.runs).items():
+        which = "" if runs == len(found.runs) else f", {runs} runs"
+        console.print(Text(f"assumed{which}: {note}", style="dim"))
+    for run_id, reason in found.skipped.items():
+        console.print(Text(f"skipped {run_id}: {reason}", style="yellow"))
+
+
+def _side_by_side(run: Outcome) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True, min_width=12)
+    for name in ("measured", "simulated", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, error in run.error.items():
+        measured, predicted = run.measured[name], run.predicted[name]
+        metric, _, statistic = name.partition("_")
+        if metric in METRICS:
+            cells = [show_time(value / 1e3) for value in (measured, predicted)]
+            title = f"{metric.upper()} {statistic}"
+        else:
+            cells = [show_count(value) for value in (measured, predicted)]
+            title = {"output_throughput": "tok/s", "kv_blocks": "KV blocks"}[name]
+        table.add_row(title, *cells, f"{error:+.1f} %")
+    return table
 
 
 def _notes(runs: Sequence[Outcome]) -> dict[str, int]:

@@ -5,50 +5,19 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from simulator.live.ticket import Ticket
+from simulator.openmetrics.names import (
+    COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
+    LABELS,
+    REASONS,
+    SUCCESS,
+    TOKEN_HISTOGRAMS,
+    token_buckets,
+)
 from simulator.rank import Rank
 
-LABELS = ("model_name", "engine")
-FIRST_TOKEN_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0),
-    *(2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-TOKEN_S = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
-    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-)
-REQUEST_S = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
-    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
 LATE_S = (*(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05), *(0.1, 0.2, 0.5, 1.0))
-HISTOGRAMS = {  # name: upper ends, what it holds
-    "time_to_first_token_seconds": (FIRST_TOKEN_S, "Time to first token."),
-    "inter_token_latency_seconds": (TOKEN_S, "Time between two tokens of a request."),
-    "request_time_per_output_token_seconds": (TOKEN_S, "Mean time a token after the first."),
-    "e2e_request_latency_seconds": (REQUEST_S, "Arrival to last token."),
-    "request_queue_time_seconds": (REQUEST_S, "Time waiting."),
-    "request_inference_time_seconds": (REQUEST_S, "Time running."),
-    "request_prefill_time_seconds": (REQUEST_S, "Time from admission to first token."),
-    "request_decode_time_seconds": (REQUEST_S, "Time from first to last token."),
-}
-GAUGES = {
-    "num_requests_running": "Requests in the batch.",
-    "num_requests_waiting": "Requests waiting.",
-    "kv_cache_usage_perc": "KV pages in use; 1 is all of them.",
-}
-COUNTERS = {
-    "num_preemptions": "Preemptions.",
-    "prompt_tokens": "Prompt tokens computed.",
-    "generation_tokens": "Tokens generated.",
-    "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
-    "prefix_cache_hits": "Of those, found.",
-}
-
-
-def token_buckets(most: int) -> list[int]:
-    """1, 2, 5, 10, ... up to the longest context."""
-    ends = [m * 10**e for e in range(12) for m in (1, 2, 5)]
-    return [end for end in ends if end <= most]
 
 
 class Metrics:
@@ -63,16 +32,15 @@ class Metrics:
         self._counters = {n: Counter(f"vllm:{n}", text, **kwargs) for n, text in COUNTERS.items()}  # type: ignore[arg-type]
         tables = {
             **HISTOGRAMS,
-            "request_prompt_tokens": (token_buckets(most_tokens), "Prompt tokens."),
-            "request_generation_tokens": (token_buckets(most_tokens), "Tokens generated."),
+            **{n: (token_buckets(most_tokens), text) for n, text in TOKEN_HISTOGRAMS.items()},
         }
         self._histograms = {
             name: Histogram(f"vllm:{name}", text, buckets=ends, **kwargs)  # type: ignore[arg-type]
             for name, (ends, text) in tables.items()
         }
         self._success = Counter(
-            "vllm:request_success",
-            "Requests that ended, by reason.",
+            f"vllm:{SUCCESS[0]}",
+            SUCCESS[1],
             (*LABELS, "finished_reason"),
             registry=self.registry,
         )
@@ -94,7 +62,7 @@ class Metrics:
             cache.labels(str(tokens), str(pages), str(i)).set(1)
             for metric in (*self._counters.values(), *self._histograms.values()):
                 metric.labels(model, str(i))
-            for reason in ("stop", "length", "abort"):
+            for reason in REASONS:
                 self._success.labels(model, str(i), reason)
 
     def late(self, wall_s: float) -> None:

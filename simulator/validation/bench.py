@@ -1,109 +1,146 @@
-"""Results of `vllm bench serve` and SGLang's bench_serving as measured runs; profiles as files."""
+"""Results of load generators as measured runs; profiles as files."""
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from simulator.errors import ConfigError
+from simulator.bench_results import LATENCIES, STATISTICS, BenchResult, read_benches
+from simulator.errors import ConfigError, unknown_name
 from simulator.profiles import EngineProfile
 from simulator.validation.rows import Row
 
-# Key of a result, and column of a run.
-STATED = {
-    "mean_{0}_ms": "{0}_mean_ms",
-    "median_{0}_ms": "{0}_p50_ms",
-    "p90_{0}_ms": "{0}_p90_ms",
-    "p95_{0}_ms": "{0}_p95_ms",
-    "p99_{0}_ms": "{0}_p99_ms",
-}
-METRICS = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2el": "e2e", "e2e_latency": "e2e"}
+# What a result may not state of its load and of its deployment, and a user may.
+OF_THE_LOAD = (
+    *("load_level", "arrival_kind", "request_rate_rps", "burstiness_gamma_shape"),
+    *("max_concurrency", "distinct_prompts", "prompt_groups", "shared_prefix_tokens"),
+)
+STATABLE = (
+    *("model_hf", "gpu", "n_gpus", "tp", "pp", "dp", "ep", "n_replicas", "engine"),
+    *("engine_version", "weight_dtype", "kv_dtype", "max_num_batched_tokens", "max_num_seqs"),
+    *("block_size", "kv_blocks_gpu", "max_model_len", "gpu_mem_util", "prefix_caching"),
+    *("chunked_prefill", "cuda_graph", "deployment", "client", *OF_THE_LOAD),
+)
 
 
-def row_of_result(path: Path, deployment: Mapping[str, str], folder: Path) -> Row:
-    """A run from a result file; lengths it states in detail are written as a workload to `folder`.
+def rows_of_results(
+    paths: Iterable[str | Path], deployment: Mapping[str, str], folder: Path
+) -> list[Row]:
+    """A row for each run of each result file, as `row_of_result`.
+
+    Raises:
+        ConfigError: not such a result, or what must be known of its load is not stated.
+    """
+    rows: dict[str, Row] = {}
+    for path in paths:
+        for result in read_benches(path):
+            place = sum(name.split(" ")[0] == result.name for name in rows)
+            name = f"{result.name} ({place + 1})" if place else result.name
+            rows[name] = row_of_result(result, deployment, folder, name)
+    return list(rows.values())
+
+
+def row_of_result(
+    result: BenchResult, deployment: Mapping[str, str], folder: Path, name: str = ""
+) -> Row:
+    """A run from a result; lengths it states in detail are written as a workload to `folder`.
 
     `deployment` holds the columns a result does not know: gpu, tp, engine_version, ...
 
     Raises:
-        ConfigError: not such a result.
+        ConfigError: an unknown column, or what must be known of its load is not stated.
     """
-    try:
-        lines = path.read_text().splitlines()
-        if path.suffix == ".jsonl" and len(lines) != 1:  # SGLang appends
-            raise ConfigError(f"{path}: expected one result, one line (got {len(lines)} lines)")
-        result = json.loads("\n".join(lines))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(result, dict) or "mean_ttft_ms" not in result:
+    name = name or result.name
+    for column in deployment:
+        if column not in STATABLE:
+            raise unknown_name("column of a run", column, STATABLE)
+    stated = {column: value for column, value in deployment.items() if value}
+    remarks = list(result.notes)
+    if result.engine is None and "engine" not in stated:
+        remarks.append("engine not stated: vllm assumed")
+    if result.input_tokens is None and None in (result.input_range, result.output_range):
+        remarks.append("the length of each request not stated: the mean of all assumed")
+    cells = {"run_id": name, "engine": result.engine or "vllm", "tp": str(result.tp or 1)}
+    cells["remarks"] = "; ".join(remarks)
+    for column, known in (("model_hf", result.model), ("engine_version", result.engine_version)):
+        cells |= {column: known} if known else {}
+    cells |= _load(result, "arrival_kind" in stated) | _lengths(result)
+    if result.input_tokens is not None:
+        cells |= _detail(result, folder / f"{name}.csv")
+    for metric in LATENCIES:
+        for statistic in STATISTICS:
+            value_s = result.latency_s(metric, statistic)
+            if value_s is not None:
+                cells[f"{metric}_{statistic}_ms"] = str(value_s * 1e3)
+    return Row({**cells, **stated})
+
+
+def _load(result: BenchResult, is_stated: bool) -> dict[str, str]:
+    """How the requests were sent, and what came of it."""
+    rate, limit = result.request_rate_per_s, result.max_concurrency
+    kind = "gamma" if result.is_open_loop else "closed" if limit else "burst"
+    if rate is None and limit is None and not result.is_replay and not is_stated:
         raise ConfigError(
-            f"{path}: expected a result of `vllm bench serve` or of SGLang's bench_serving "
-            "(no mean_ttft_ms)"
+            f"{result.path}: states neither a request rate nor a concurrency; expected --set "
+            "arrival_kind=closed and --set max_concurrency=N, or --set arrival_kind=file for the "
+            "sending times in it"
         )
-    if result.get("request_rate") == "trace":
-        raise ConfigError(f"{path}: request_rate: expected a rate (got the times of a trace)")
-    try:
-        cells = _load(result) | _latencies(result)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from None
-    if result.get("input_lens") and result.get("output_lens"):
-        cells |= _detail(result, folder / f"{path.stem}.csv")
-    model = {"model_hf": str(result["model_id"])} if result.get("model_id") else {}
-    stated = {name: text for name, text in deployment.items() if text}
-    engine = "sglang" if str(result.get("backend", "")).startswith("sglang") else "vllm"
-    return Row({"run_id": path.stem, "engine": engine, "tp": "1", **model, **cells, **stated})
-
-
-def _load(result: Mapping[str, Any]) -> dict[str, str]:
-    completed = int(result.get("completed") or result["num_prompts"])
-    count = int(result.get("num_prompts") or completed)
-    limit, rate = result.get("max_concurrency"), result.get("request_rate", "inf")
-    is_open = str(rate) not in ("inf", "Infinity", "None")
+    if result.is_replay and result.sent_s is None and not is_stated:
+        raise ConfigError(
+            f"{result.path}: request_rate: expected a rate, or the times of each request (got the "
+            "times of a trace, which are not in the file)"
+        )
     return {
-        "num_requests": str(count),
-        "request_rate_rps": str(rate) if is_open else "",
-        "burstiness_gamma_shape": str(result.get("burstiness") or 1.0),
+        "num_requests": str((result.completed or 0) + (result.failed or 0)),
+        "request_rate_rps": str(rate) if rate and math.isfinite(rate) else "",
+        "burstiness_gamma_shape": str(result.burstiness or 1.0),
         "max_concurrency": str(limit or ""),
-        "arrival_kind": "gamma" if is_open else "closed" if limit else "burst",
-        "input_len_kind": "constant",
-        "input_len_mean": str(result["total_input_tokens"] / completed),
-        "output_len_kind": "constant",
-        "output_len_mean": str(result["total_output_tokens"] / completed),
-        "output_tok_s": str(result.get("output_throughput") or ""),
+        "arrival_kind": kind,
+        "output_tok_s": str(result.output_tokens_per_s or ""),
     }
 
 
-def _latencies(result: Mapping[str, Any]) -> dict[str, str]:
-    found = {}
-    for theirs, ours in METRICS.items():
-        for key, column in STATED.items():
-            if result.get(key.format(theirs)) is not None:
-                found[column.format(ours)] = str(float(result[key.format(theirs)]))
+def _lengths(result: BenchResult) -> dict[str, str]:
+    """Of requests whose lengths the file does not state one by one: between which, or the mean."""
+    sides = {
+        "input": (result.total_input_tokens, result.input_range),
+        "output": (result.total_output_tokens, result.output_range),
+    }
+    found: dict[str, str] = {}
+    for side, (total, between) in sides.items():
+        if not total or not result.completed:
+            raise ConfigError(
+                f"{result.path}: {side} tokens: expected some in completed requests (got "
+                f"{total} in {result.completed})"
+            )
+        found |= {f"{side}_len_kind": "constant", f"{side}_len_mean": str(total / result.completed)}
+        if between:
+            ends = {f"{side}_len_min": str(between[0]), f"{side}_len_max": str(between[1])}
+            found |= {f"{side}_len_kind": "uniform", **ends}
     return found
 
 
-def _detail(result: Mapping[str, Any], path: Path) -> dict[str, str]:
+def _detail(result: BenchResult, path: Path) -> dict[str, str]:
     """The lengths (and, where it states them, sending times) of each request."""
-    starts = result.get("start_times") or []
-    lengths = list(zip(result["input_lens"], result["output_lens"], strict=True))
-    timed = len(starts) == len(lengths)
+    columns = {
+        "input_tokens": result.input_tokens,
+        "output_tokens": result.output_tokens,
+        "arrival_s": result.sent_s,
+    }
+    known = {name: column.tolist() for name, column in columns.items() if column is not None}
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["input_tokens", "output_tokens", *(["arrival_s"] if timed else [])])
-        order = sorted(range(len(lengths)), key=lambda i: starts[i]) if timed else None
-        for i in order or range(len(lengths)):
-            writer.writerow([*lengths[i], *([starts[i] - min(starts)] if timed else [])])
-    is_closed = bool(result.get("max_concurrency"))
+        writer.writerow(known)
+        writer.writerows(zip(*known.values(), strict=True))
     cells = {"workload_file": path.name, "input_len_kind": "file", "output_len_kind": "file"}
-    return cells | ({"arrival_kind": "file"} if timed and not is_closed else {})
+    is_timed = result.sent_s is not None and result.is_open_loop and not result.max_concurrency
+    return cells | ({"arrival_kind": "file"} if is_timed else {})
 
 
 def write_profile(

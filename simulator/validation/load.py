@@ -137,7 +137,8 @@ def _arrivals(row: Row, recorded: pd.DataFrame | None, count: int, seed: int) ->
     if not rate or rate == float("inf"):
         raise ConfigError(f"request_rate_rps: expected a rate > 0 (got {rate})")
     shape = row.number("burstiness_gamma_shape") or 1.0
-    arrivals = Arrivals(process="gamma", rate_per_s=rate, cv=shape**-0.5)
+    process = "gamma" if shape < float("inf") else "constant"
+    arrivals = Arrivals(process=process, rate_per_s=rate, cv=shape**-0.5)
     times_s = arrivals.times_s(stream(seed, "workload.arrivals"), num_requests=count)
     return limit, np.rint((times_s - times_s[0]) * 1e9).astype(np.int64)
 

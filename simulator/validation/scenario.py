@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ from simulator.disaggregated import simulate_disaggregated
 from simulator.engine import simulate
 from simulator.errors import ConfigError
 from simulator.experiment import Experiment
-from simulator.profiles import EngineProfile, load_profile, profile_of_version, profiles_of
+from simulator.profiles import (
+    DEFAULT_PROFILE,
+    EngineProfile,
+    load_profile,
+    profile_of_version,
+    profiles_of,
+)
 from simulator.recorder import Result
 from simulator.routers import Random, RoundRobin, Router
 from simulator.schedulers import VllmV1
@@ -57,6 +63,7 @@ class Choices:
     calibration: str = ""
     host: Mapping[str, float] = field(default_factory=dict)  # over the profile's host times
     seed: int = 0
+    base: Experiment | None = None  # what served, in place of what each row says of it
 
 
 def scenario_of(row: Row, choices: Choices) -> Scenario:
@@ -66,7 +73,9 @@ def scenario_of(row: Row, choices: Choices) -> Scenario:
         ConfigError: a cell that cannot be used, or cells that contradict each other.
         InfeasiblePlan: a plan that cannot hold the model.
     """
-    notes: list[str] = []
+    if choices.base is not None:
+        return _served_by(choices.base, row, choices)
+    notes = _remarks(row)
     profile = _profile(row, choices, notes)
     model = _model(row)
     instances = _instances(row)
@@ -95,6 +104,34 @@ def scenario_of(row: Row, choices: Choices) -> Scenario:
         notes=tuple(notes),
         instances=instances,
     )
+
+
+def _served_by(base: Experiment, row: Row, choices: Choices) -> Scenario:
+    """The load of a row on an experiment's deployment; its own workload is left out."""
+    table = load_of(row, choices.folder, choices.seed)
+    notes = [remark for remark in _remarks(row) if not remark.startswith("engine ")]
+    measured = row.text("model_hf")
+    if measured and not _is_model(measured, base.model):
+        notes.append(f"measured with {measured}, simulated with {base.model.name}")
+    return Scenario(
+        row=row,
+        experiment=replace(base, workload=table, name=row.run_id, horizon_s=float("inf")),
+        scored=scored_requests(row, table),
+        profile=load_profile(base.settings.profile or DEFAULT_PROFILE),
+        notes=tuple(notes),
+    )
+
+
+def _remarks(row: Row) -> list[str]:
+    """What whoever made the row wrote down."""
+    return [remark.strip() for remark in row.text("remarks").split(";") if remark.strip()]
+
+
+def _is_model(text: str, model: ModelSpec) -> bool:
+    try:
+        return load_model(text).name == model.name
+    except ConfigError:
+        return False
 
 
 def _instances(row: Row) -> tuple[int, int]:

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.allocators import Buddy, Pool, Reserved
+from simulator.allocators import Buddy, Pool, PrefixCaching, Reserved
 from simulator.allocators.reserved import AnywhereSpace, BuddySpace, FitSpace, buddy_order
 from simulator.allocators.vattention import MappedAllocator
 from simulator.batch import PageLayout
 from simulator.engine import run
 from simulator.errors import ConfigError
-from simulator.fragmentation import PARTS, fragmentation
+from simulator.fragmentation import PARTS, fragmentation, kv_parts
 from simulator.recorder import REJECTED
 from simulator.request import Sequence
 from simulator.schedulers import Orca, Static
-from tests.simulator.toys import toy_setup, toy_table
+from tests.simulator.toys import toy_cost, toy_setup, toy_table
 
 MAKE = {
     "buddy": BuddySpace,
@@ -121,6 +121,57 @@ def test_parts_of_the_pool_add_up_to_it_at_every_moment(allocator: Buddy | None)
         assert 0 < parts.means()["internal"] < parts.means()["used"]
     else:
         assert parts.means()["reserved"] > 0
+
+
+@pytest.mark.parametrize("allocator", [None, Buddy(), Reserved(reserve="oracle")])
+def test_parts_of_any_run_are_those_of_its_allocator(allocator: Buddy | None) -> None:
+    """Enough pages, no shared prefix: here both ways of counting must agree."""
+    setup = toy_setup(
+        toy_table(2, 80, rate=20), num_pages=2000, max_model_len=512, allocator=allocator
+    )
+    if allocator is not None:
+        setup = replace(setup, scheduler=Orca())
+    result = run(setup)
+    assert not result.preemptions.any()
+    moments = np.linspace(0, result.end_ns, 200).astype(np.int64)
+    exact, found = fragmentation(result, moments).means(), kv_parts(result, moments).means()
+    assert sum(found.values()) == pytest.approx(1)
+    for name in ("used", "reserved", "internal"):
+        assert exact[name] == pytest.approx(found[name], abs=2e-3), name
+    if allocator is None:
+        assert 0 == found["external"]
+        assert 0 < found["internal"] < found["used"]
+
+
+@pytest.mark.parametrize("kind", ["preempting", "cut", "windowed", "shared"])
+def test_parts_of_runs_that_the_papers_figure_does_not_cover(kind: str) -> None:
+    setup = toy_setup(toy_table(5, 80, rate=160), num_pages=60)
+    if kind == "cut":
+        setup = replace(setup, horizon_ns=900_000_000)
+    elif kind == "windowed":
+        costs = toy_cost(windows=(64,))
+        setup = toy_setup(setup.table, num_pages=180, window_pages=((64, 2),), cost=costs)
+    elif kind == "shared":  # one prompt of 256 tokens, in 16 pages, for everybody
+        table = replace(
+            setup.table,
+            prompt_tokens=np.full(80, 256),
+            hash_ids=np.tile(np.arange(16), 80),
+            hash_offsets=np.arange(81) * 16,
+            hash_block_tokens=16,
+        )
+        setup = toy_setup(table, num_pages=100, allocator=PrefixCaching())
+    result = run(setup)
+    moments = np.linspace(0, result.end_ns, 300).astype(np.int64)
+    parts = kv_parts(result, moments)
+    shares = np.array([getattr(parts, name) for name in PARTS])
+    assert np.allclose(shares.sum(axis=0), 1)
+    assert (shares >= 0).all()
+    assert 0.7 < parts.used.max() <= 1
+    if kind == "shared":  # counted request by request they would not fit
+        assert result.cached_tokens.any()
+        assert fragmentation(result, moments).used.max() > 1
+    if kind == "windowed":
+        assert 0 == parts.internal.max()
 
 
 def test_policies_that_make_no_sense_together_are_refused_by_name() -> None:

@@ -81,17 +81,18 @@ def test_a_measured_result_stands_beside_the_simulation(
     assert 0 == run(["simulate", "chat.yaml", "--save-result", "server.json"])
     capsys.readouterr()
     value = json.loads(Path("server.json").read_text())["mean_ttft_ms"]
-    assert read_measured("server.json").metrics["mean_ttft_ms"] == value
+    assert read_measured("server.json").metrics["mean_ttft_ms"] == pytest.approx(value, rel=1e-12)
     out = printed(capsys, "chat.yaml", "server.json", "--seeds", "2", "--jobs", "1", "--json")
     chart = json.loads(out)["arms"][1]
     assert (MEASURED, VALUES_ONLY) == (chart["kind"], chart["pairing"])
     entry = chart["metrics"]["mean_ttft_ms"]
-    assert (value, None) == (entry["value"], entry["low"])
+    assert (pytest.approx(value, rel=1e-12), None) == (entry["value"], entry["low"])
     assert entry["change"] != 0
     text = printed(capsys, "server.json", "chat.yaml", "--seeds", "1", "--jobs", "1")
     assert "chat against server (the baseline)" in text
     assert "a measured run has requests of its own: values only" in text
-    Path("other.json").write_text(json.dumps({"mean_ttft_ms": 2 * value, "p99_ttft_ms": None}))
+    twice = {"completed": 9, "mean_ttft_ms": 2 * value, "p99_ttft_ms": None}
+    Path("other.json").write_text(json.dumps(twice))
     text = printed(capsys, "server.json", "other.json")
     assert re.search(r"TTFT mean .*\+100 %", text)
     assert re.search(r"TPOT mean +\S+ ms +– +– +–", text)
@@ -154,7 +155,7 @@ BAD = {
     "figure": (["chat.yaml", "chat.yaml", "--figure", "a.gif"], "ending in .png"),
     "stated seed": (["chat.yaml", "chat.yaml", "--seed", "x"], "--seed: expected an int"),
     "no JSON": (["chat.yaml", "broken.json"], "broken.json: not valid JSON"),
-    "other JSON": (["chat.yaml", "other.json"], "other.json: expected an experiment"),
+    "other JSON": (["chat.yaml", "other.json"], "other.json: expected a result of"),
     "vary JSON": (["good.json", "--vary", "plan.tp=2"], "--vary: expected an experiment first"),
 }
 
@@ -165,7 +166,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     Path("broken.json").write_text('{"a": ')
     Path("other.json").write_text("[1]")
-    Path("good.json").write_text('{"mean_ttft_ms": 3}')
+    Path("good.json").write_text('{"duration": 1, "completed": 1, "mean_ttft_ms": 3}')
     before = sorted(chat.iterdir())
     arguments, says = BAD[name]
     assert 2 == run(["compare", *arguments])

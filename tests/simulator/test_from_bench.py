@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from simulator.cli import run
-from simulator.errors import ConfigError
 from simulator.profiles import load_profile
-from simulator.validation.bench import row_of_result
 
+FILES = Path(__file__).parent / "bench_files"
 LOAD = ["--model", "llama-3.1-8b", "--cluster", "1xH100-SXM"]
 LOAD += ["--input-len", "256", "--output-len", "32"]
 
@@ -41,28 +40,16 @@ def test_two_results_give_a_profile_that_predicts_each_from_the_other(
     assert run(["simulate", *LOAD, "--num-prompts", "5", "--set", f"engine.profile={mine}"]) == 0
 
 
-def test_a_detailed_result_is_replayed_request_by_request(tmp_path: Path) -> None:
-    path = Path(result(tmp_path, "run", "4"))
-    row = row_of_result(path, {"gpu": "H100-SXM", "engine_version": "0.33"}, tmp_path)
-    assert row.text("arrival_kind") == "file"
-    assert len((tmp_path / row.text("workload_file")).read_text().splitlines()) == 31
-    assert row.measured()["ttft_mean"] > 30
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("{", "not valid JSON"),
-        ("[]", "expected a result of `vllm bench serve`"),
-        ('{"mean_ttft_ms": 3}', "KeyError: 'num_prompts'"),
-    ],
-)
-def test_a_file_that_is_no_result_says_so(tmp_path: Path, text: str, expected: str) -> None:
-    path = tmp_path / "bad.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"bad\.json") as error:
-        row_of_result(path, {"gpu": "H100-SXM"}, tmp_path)
-    assert expected in str(error.value)
+@pytest.mark.parametrize("name", ["sglang.jsonl", "guidellm_poisson.json", "aiperf_rate"])
+def test_results_of_every_tool_fit_a_profile(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--gpu", "H100-SXM", "--model", "llama-3.1-8b", "--engine-version", "0.33"]
+    assert run(["calibrate", "from-bench", str(FILES / name), *where, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == (2 if name == "sglang.jsonl" else 1)
+    assert found["after"]["ttft_mean"]["mape"] < found["before"]["ttft_mean"]["mape"]
+    assert found["after"]["tpot_mean"]["mape"] < 3
 
 
 def test_what_a_result_does_not_state_is_asked_for(

@@ -87,6 +87,7 @@ def test_figures_are_drawn_of_any_run(tmp_path: Path) -> None:
             "latency.png",
             "latency_over_time.png",
             "occupancy.png",
+            "memory.png",
             "iteration_time.png",
             "roofline.png",
         ]

@@ -3,51 +3,34 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from simulator import save
+from simulator.bench_results import read_bench
+from simulator.cli import run
 from simulator.errors import ConfigError
 from simulator.metrics import request_frame
 from simulator.recorder import UNFINISHED, Result
 from simulator.save import check_writable, save_requests, save_result
 from tests.simulator.logs import by_hand, experiment, ints, summary_of
 
-HEADER = [
-    "date",
-    "endpoint_type",
-    "backend",
-    "label",
-    "model_id",
-    "tokenizer_id",
-    "num_prompts",
-    "request_rate",
-    "burstiness",
-    "max_concurrency",
-]
-SCALARS = [
-    "duration",
-    "completed",
-    "failed",
-    "total_input_tokens",
-    "total_output_tokens",
-    "request_throughput",
-    "request_goodput",
-    "output_throughput",
-    "total_token_throughput",
-    "rtfx",
-    "max_output_tokens_per_s",
-    "max_concurrent_requests",
-]
-LATENCIES = [
-    f"{statistic}_{metric}_ms"
-    for metric in ("ttft", "tpot", "itl", "e2el")
-    for statistic in ("mean", "median", "std", "p99")
-]
+FILES = Path(__file__).parent / "bench_files"
+# Keys whose type depends on the run or on an option (vllm/benchmarks/serve.py of 0.33.0): null
+# without a label, a tokenizer, a limit or an SLO; "inf" for no rate.
+OPTIONAL = {
+    "label": {"str", "null"},
+    "tokenizer_id": {"str", "null"},
+    "max_concurrency": {"int", "null"},
+    "request_goodput": {"float", "null"},
+    "request_rate": {"float", "str"},
+}
 ARRAYS = [
     "input_lens",
     "output_lens",
@@ -68,11 +51,92 @@ def saved(path: Path, result: Result, *, detailed: bool = False, **metadata: obj
     return document
 
 
-def test_json_has_every_key_of_vllm_bench_serve(tmp_path: Path) -> None:
-    document = saved(tmp_path / "run.json", by_hand())
-    assert [key for key in [*HEADER, *SCALARS, *LATENCIES] if key not in document] == []
-    assert [key for key in ARRAYS if key in document] == []
-    assert list(document)[: len(HEADER)] == HEADER
+def shape(value: object) -> str:
+    """The type of a JSON value; of a list, the types in it, where it is not empty."""
+    if isinstance(value, list):
+        return f"list of {', '.join(sorted({shape(x) for x in value} - {'list of '}))}"
+    return "null" if value is None else type(value).__name__
+
+
+def misfits(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, object]:
+    """Keys of theirs that mine lacks or has with another type of value."""
+    found: dict[str, object] = {}
+    for key, value in theirs.items():
+        expected, got = shape(value), shape(mine[key]) if key in mine else "missing"
+        if key in OPTIONAL:
+            assert expected in OPTIONAL[key], key
+            if got not in OPTIONAL[key]:
+                found[key] = got
+        elif expected != got:
+            found[key] = (expected, got)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("file", "load", "detailed"),
+    [
+        ("vllm_detailed.json", "--request-rate 4", True),
+        ("vllm_detailed.json", "--request-rate 0.5 --set workload.burstiness=2", True),
+        ("vllm_detailed.json", "--horizon 1s --request-rate 4", True),
+        ("vllm_closed.json", "--max-concurrency 4", False),
+        ("vllm_closed.json", "--max-concurrency 4 --slo ttft=1s", False),
+        ("vllm_closed.json", "--output-len 1", False),
+    ],
+)
+def test_keys_and_types_are_those_of_a_file_that_vllm_0_33_wrote(
+    file: str, load: str, detailed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = json.loads((FILES / file).read_text())
+    words = f"simulate --model llama-3.1-8b --cluster 1xH100-SXM --num-prompts 12 {load}"
+    words += "" if "--output-len" in load else " --output-len 24"
+    words += f" --save-result {tmp_path / 'mine.json'}" + " --save-detailed" * detailed
+    assert 0 == run(words.split()), capsys.readouterr().err
+    mine = json.loads((tmp_path / "mine.json").read_text())
+    assert {} == misfits(mine, theirs)
+    # Where it leaves arrays out, so do we: they may be long.
+    lists = {key for key, value in mine.items() if isinstance(value, list)} - {"notes"}
+    assert {key for key, value in theirs.items() if isinstance(value, list)} == lists
+    assert time.strptime(mine["date"], "%Y%m%d-%H%M%S")
+
+
+def test_a_type_that_differs_is_found() -> None:
+    theirs = json.loads((FILES / "vllm_detailed.json").read_text())
+    assert {} == misfits(theirs, theirs)
+    changes = {"completed": 12.0, "date": None, "itls": [0.1], "request_rate": None}
+    assert set(changes) == set(misfits(theirs | changes, theirs))
+    assert {"rtfx"} == set(misfits({k: v for k, v in theirs.items() if k != "rtfx"}, theirs))
+
+
+@pytest.mark.parametrize("detailed", [True, False])
+def test_the_reader_of_vllms_results_reads_ours_back(detailed: bool, tmp_path: Path) -> None:
+    summary = summary_of(by_hand())
+    saved(tmp_path / "run.json", by_hand(), detailed=detailed)
+    result = read_bench(tmp_path / "run.json")
+    for metric, name in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2e", "e2el")):
+        for statistic in ("mean", "p90", "p99"):
+            stated = float(summary[f"{statistic}_{name}_ms"])  # type: ignore[arg-type]
+            assert result.latency_s(metric, statistic) == pytest.approx(stated / 1e3)
+    assert (2, 0, 14, 7) == (
+        result.completed,
+        result.failed,
+        result.total_input_tokens,
+        result.total_output_tokens,
+    )
+    if detailed:
+        assert result.output_tokens is not None
+        assert [3, 4] == result.output_tokens.tolist()
+
+
+def test_the_load_is_stated_as_it_was_configured(tmp_path: Path) -> None:
+    for number, (text, expected) in enumerate(
+        (("request_rate: 6 /s", (6.0, 1.0)), ("burstiness: .inf, request_rate: 3 /s", (3.0, "inf")))
+    ):
+        file, out = tmp_path / f"{number}.yaml", tmp_path / f"{number}.json"
+        load = f"{{kind: synthetic, num_prompts: 5, input_len: 9, output_len: 9, {text}}}"
+        file.write_text(f"model: llama-3.1-8b\ncluster: 1xH100-SXM\nworkload: {load}\n")
+        assert 0 == run(["simulate", str(file), "--save-result", str(out)])
+        document = json.loads(out.read_text())
+        assert expected == (document["request_rate"], document["burstiness"])
 
 
 def test_detailed_arrays_are_seconds_of_each_request(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from simulator.itl import token_log
 from simulator.latency import request_times
 from simulator.recorder import REJECTED, Result
 from simulator.request import RequestTable
-from simulator.timeline import default_window_ns, end_of, events, save_timeline
+from simulator.timeline import REQUESTS, default_window_ns, end_of, events, save_timeline
 from tests.simulator.toys import toy_setup, toy_table
 
 NEEDED = {
     "X": {"name", "cat", "pid", "tid", "ts", "dur", "args"},
-    "b": {"name", "cat", "pid", "tid", "ts", "id"},
-    "e": {"name", "cat", "pid", "tid", "ts", "id"},
+    "b": {"name", "cat", "pid", "tid", "ts", "id2"},
+    "e": {"name", "cat", "pid", "tid", "ts", "id2"},
     "C": {"name", "pid", "tid", "ts", "args"},
     "M": {"name", "pid", "tid", "args"},
     "i": {"name", "cat", "pid", "tid", "ts", "s", "args"},
@@ -59,9 +59,11 @@ def check_format(found: list[dict[str, Any]]) -> None:
             assert event["ts"] >= threads.get(place, 0) - 1e-3
             threads[place] = event["ts"] + event["dur"]
         elif kind == "b":
-            open_spans[event["cat"], event["id"], event["pid"]].append((event["name"], event["ts"]))
+            open_spans[event["cat"], event["id2"]["local"], event["pid"]].append(
+                (event["name"], event["ts"])
+            )
         elif kind == "e":
-            name, begun = open_spans[event["cat"], event["id"], event["pid"]].pop()
+            name, begun = open_spans[event["cat"], event["id2"]["local"], event["pid"]].pop()
             assert name == event["name"]
             assert event["ts"] >= begun
         elif kind == "C":
@@ -74,7 +76,7 @@ def spans_ms(found: list[dict[str, Any]], name: str) -> dict[int, float]:
     total: dict[int, float] = defaultdict(float)
     for event in found:
         if event["name"] == name and event["ph"] in "be":
-            total[event["id"]] += event["ts"] / 1e3 * (1 if event["ph"] == "e" else -1)
+            total[event["id2"]["local"]] += event["ts"] / 1e3 * (1 if event["ph"] == "e" else -1)
     return total
 
 
@@ -94,6 +96,11 @@ def test_a_crowded_pipeline_is_told_as_it_was(tmp_path: Path) -> None:
             int(np.dot(lane.segments["iterations"], lane.segments[column])) for lane in result.lanes
         )
         assert total == sum(event["args"][key] for event in iterations)
+    # Spans with an id of their process, one for each replica, apart from its lanes and counters.
+    pids = {event["pid"] for event in found if event["ph"] == "b"}
+    assert {REQUESTS + 1, REQUESTS + 2} == pids
+    names = {e["args"]["name"] for e in found if e["name"] == "process_name" and e["pid"] in pids}
+    assert {"replica 0 requests", "replica 1 requests"} == names
     times = request_times(result, token_log(result))
     phases = {
         "queued": times.queueing_s,
@@ -139,7 +146,7 @@ def test_a_window_keeps_what_overlaps_it() -> None:
     ]
     assert kept == [event for event in found if event["ph"] == "X"]
     assert 0 < len(kept) < sum(event["ph"] == "X" for event in whole)
-    assert {event["id"] for event in found if event["ph"] == "b"} == {
+    assert {event["id2"]["local"] for event in found if event["ph"] == "b"} == {
         number
         for number in range(len(result.table))
         if result.sent_ns[number] < window[1] and result.finish_ns[number] > window[0]
