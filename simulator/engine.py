@@ -108,7 +108,7 @@ def prepare(experiment: Experiment) -> Setup:
     setup = Setup(
         kinds=tuple(_kind(experiment, group, num) for group, num in place(experiment)),
         table=experiment.workload,
-        scheduler=experiment.scheduler,
+        scheduler=_scheduler(experiment),
         router=experiment.router,
         allocator=experiment.allocator,
         max_model_len=settings.max_model_len or experiment.model.max_context_tokens,
@@ -122,6 +122,13 @@ def prepare(experiment: Experiment) -> Setup:
     if experiment.speculation is not None:
         _refuse_with_speculation(setup, experiment.speculation.drafter.kind)
     return setup
+
+
+def _scheduler(experiment: Experiment) -> Scheduler:
+    """The scheduler, told of the targets where it goes by them."""
+    under = getattr(experiment.scheduler, "under", None)
+    found: Scheduler = experiment.scheduler if under is None else under(experiment.slo)
+    return found
 
 
 def _refuse_with_speculation(setup: Setup, drafter: str) -> None:
