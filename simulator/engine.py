@@ -104,6 +104,8 @@ def simulate(experiment: Experiment, progress: Progress | None = None) -> Result
 def prepare(experiment: Experiment) -> Setup:
     """Price and size the replicas of an experiment."""
     settings = experiment.settings
+    if settings.nano_batches:
+        _refuse_with_nano_batches(experiment)
     is_finite = experiment.horizon_s * 1e9 < FOREVER
     setup = Setup(
         kinds=tuple(_kind(experiment, group, num) for group, num in place(experiment)),
@@ -149,6 +151,19 @@ def _refuse_with_speculation(setup: Setup, drafter: str) -> None:
         raise ConfigError(
             f"speculation with the {drafter} drafter needs a lane that neither swaps nor maps "
             f"pages ({names})"
+        )
+
+
+def _refuse_with_nano_batches(experiment: Experiment) -> None:
+    """Prices of nano-batches are those of plain lanes, one token a decode."""
+    if experiment.speculation is not None:
+        raise ConfigError("engine.nano_batches: not with speculation")
+    allocator = experiment.allocator or Paged()
+    if lane_maker(experiment.scheduler, allocator, 1, 1.0, 1.0) is not Lane:
+        names = f"scheduler {type(experiment.scheduler).__name__}, {type(allocator).__name__}"
+        raise ConfigError(
+            "engine.nano_batches: expected a lane that neither swaps, pads nor maps pages "
+            f"(got {names})"
         )
 
 
@@ -280,6 +295,7 @@ def build(
             kind.stage_layers,
             kind.page_bytes,
             kind.host_bytes_per_s,
+            any(stage.pieces for stage in kind.cost.stages),
         )
         for _ in range(kind.num_lanes):
             keys = range(num_lanes, num_lanes + len(ranks))
