@@ -286,7 +286,7 @@ class Lane:
         self.sealed = arrivals_wait and len(self.waiting) > 0
         self.look()
         rank = self.rank
-        if len(rank.running) + rank.incoming >= self.max_num_seqs:
+        if len(rank.running) + rank.incoming >= self.max_num_seqs and not rank.reorders:
             rank.blocked = True
 
     def look(self) -> None:
