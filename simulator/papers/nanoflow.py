@@ -23,6 +23,8 @@ VLLM: Changes = {
     "engine.max_num_batched_tokens": 4096,
     "scheduler": "vllm_v0",
 }
+# Tokens/s a GPU of TensorRT-LLM as the authors ran it, by prompt and output.
+TENSORRT_LLM = {(512, 512): 735.0, (1024, 512): 817.0, (512, 1024): 636.0}
 LENGTHS = ((512, 512), (1024, 512), (512, 1024))
 # Model, GPUs, tokens an iteration (of the authors' configurations), and parameters a token passes.
 MODELS: dict[str, tuple[str, int, int, float]] = {
@@ -81,6 +83,32 @@ def over_sequential(case: Case) -> float:
 
 def over_vllm(case: Case) -> float:
     return mean_ratio(case, VLLM)
+
+
+def over_tensorrt_llm(case: Case) -> float:
+    """Over our engine without overlap, as much slower as TensorRT-LLM was at 512 in and 512 out.
+
+    Mean of the two other pairs of lengths.
+    """
+    fitted, *others = LENGTHS
+    slower = throughput(case, {**SEQUENTIAL, **of_lengths(*fitted)}) / TENSORRT_LLM[fitted]
+    ratios = [
+        slower
+        * throughput(case, of_lengths(*pair))
+        / throughput(case, {**SEQUENTIAL, **of_lengths(*pair)})
+        for pair in others
+    ]
+    return sum(ratios) / len(ratios)
+
+
+def tensorrt_llm_error(case: Case) -> float:
+    """Largest error of that rival on the pairs it was not fitted to, %."""
+    fitted, *others = LENGTHS
+    slower = throughput(case, {**SEQUENTIAL, **of_lengths(*fitted)}) / TENSORRT_LLM[fitted]
+    return max(
+        100 * abs(throughput(case, {**SEQUENTIAL, **of_lengths(*p)}) / slower / TENSORRT_LLM[p] - 1)
+        for p in others
+    )
 
 
 def share(case: Case) -> float:
@@ -161,6 +189,8 @@ MEASURES: dict[str, Measure] = {
     "ideal_gain": ideal_gain,
     "over_sequential": over_sequential,
     "over_vllm": over_vllm,
+    "over_tensorrt_llm": over_tensorrt_llm,
+    "tensorrt_llm_error": tensorrt_llm_error,
     "share": share,
     "sequential_share": sequential_share,
     "cost_of_splitting": cost_of_splitting,
