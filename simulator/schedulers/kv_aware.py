@@ -33,6 +33,8 @@ from simulator.spec import Slo
 if TYPE_CHECKING:
     from simulator.schedulers.view import LaneView, WaitingQueue
 
+MOST_UNNOTED = 1000  # finished requests that are kept until their outputs are looked at
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvAware(Edf):
@@ -137,7 +139,12 @@ class Forecast:
         return seq
 
     def update(self, lane: LaneView) -> None:
-        """Note who has finished; and, where somebody waits, who has outgrown the prediction."""
+        """Note who has finished, and who has outgrown the prediction.
+
+        Only where somebody waits: when outputs are noted changes nothing but what is asked after.
+        """
+        if not self.inner and len(self._running) < 2 * lane.num_running + MOST_UNNOTED:
+            return
         running = dict.fromkeys(lane.running())
         for seq in self._running:
             if seq not in running:
