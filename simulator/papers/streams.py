@@ -4,8 +4,8 @@ Two kernels may run at once unless a path leads from one to the other. The minim
 (transitive reduction) has an edge u to v exactly where v must wait for u and for nobody between. A
 maximum matching of its nodes as predecessors with its nodes as successors (one of each at most)
 joins kernels into chains: a chain is a stream, an edge inside one costs nothing, every other edge
-of the reduction is one synchronisation. No assignment that keeps the concurrency has fewer, as the paper
-proves.
+of the reduction is one synchronisation. No assignment that keeps the concurrency has fewer, which
+the paper proves.
 """
 
 from __future__ import annotations
