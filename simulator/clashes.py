@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simulator.allocators import Paged, VAttention
 from simulator.errors import ConfigError
+from simulator.experiment import Experiment
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
 from simulator.routers.llumnix import Llumnix
@@ -97,3 +98,22 @@ def refuse_samples(setup: Setup) -> None:
         raise ConfigError(
             "workload.n and router Llumnix clash: it moves requests of one sequence only"
         )
+
+
+def refuse_with_nano_batches(experiment: Experiment) -> None:
+    """Prices of nano-batches are those of plain lanes, one token a decode.
+
+    Raises:
+        ConfigError: what does not go with them.
+    """
+    if experiment.speculation is not None:
+        raise ConfigError("engine.nano_batches: not with speculation")
+    scheduler, allocator = experiment.scheduler, experiment.allocator or Paged()
+    names = f"scheduler {type(scheduler).__name__}, {type(allocator).__name__}"
+    if lane_maker(scheduler, allocator, 1, 1.0, 1.0) is not Lane:
+        raise ConfigError(
+            "engine.nano_batches: expected a lane that neither swaps, pads nor maps pages "
+            f"(got {names})"
+        )
+    if experiment.workload.samples_many and getattr(scheduler, "group_space", None) is not None:
+        raise ConfigError(f"engine.nano_batches: not with answers that fork ({names})")

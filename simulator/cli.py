@@ -110,6 +110,13 @@ def hardware(*, json: bool) -> None:
     hardware(json)
 
 
+def workloads(*, json: bool) -> None:
+    """List the bundled workloads, with the statistics they follow."""
+    from simulator.commands.catalogue import workloads
+
+    workloads(json)
+
+
 def schema() -> None:
     """Print the JSON Schema of an experiment file, for editors."""
     from simulator.commands.catalogue import schema
@@ -332,6 +339,7 @@ _add(
 )
 _add(models, (flags.JSON,), "headway models --json", arguments=())
 _add(hardware, (flags.JSON,), "headway hardware --json", arguments=())
+_add(workloads, (flags.JSON,), "headway workloads --json", arguments=())
 _add(schema, (), "headway schema > experiment.schema.json", arguments=())
 
 

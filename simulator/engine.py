@@ -11,7 +11,12 @@ import simpy
 
 from simulator.allocators import KVAllocator
 from simulator.batch import FOREVER, PageLayout
-from simulator.clashes import refuse_clash, refuse_samples, refuse_with_speculation
+from simulator.clashes import (
+    refuse_clash,
+    refuse_samples,
+    refuse_with_nano_batches,
+    refuse_with_speculation,
+)
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.collect import collect
 from simulator.costs.efficiency import host_profile
@@ -30,6 +35,7 @@ from simulator.replica import Feed, Replica
 from simulator.request import Ints
 from simulator.routers.llumnix import Llumnix
 from simulator.samples import Families, by_request
+from simulator.schedulers import Scheduler
 from simulator.setup import (
     ReplicaKind,
     Setup,
@@ -61,11 +67,13 @@ def simulate(experiment: Experiment, progress: Progress | None = None) -> Result
 def prepare(experiment: Experiment) -> Setup:
     """Price and size the replicas of an experiment."""
     settings = experiment.settings
+    if settings.nano_batches:
+        refuse_with_nano_batches(experiment)
     is_finite = experiment.horizon_s * 1e9 < FOREVER
     setup = Setup(
         kinds=tuple(_kind(experiment, group, num) for group, num in place(experiment)),
         table=experiment.workload,
-        scheduler=experiment.scheduler,
+        scheduler=_scheduler(experiment),
         router=experiment.router,
         allocator=experiment.allocator,
         max_model_len=settings.max_model_len or experiment.model.max_context_tokens,
@@ -79,6 +87,13 @@ def prepare(experiment: Experiment) -> Setup:
     if experiment.speculation is not None:
         refuse_with_speculation(setup, experiment.speculation.drafter.kind)
     return setup
+
+
+def _scheduler(experiment: Experiment) -> Scheduler:
+    """The scheduler, told of the targets where it goes by them."""
+    under = getattr(experiment.scheduler, "under", None)
+    found: Scheduler = experiment.scheduler if under is None else under(experiment.slo)
+    return found
 
 
 def _lead_ns(experiment: Experiment) -> Ints | None:
@@ -263,6 +278,7 @@ def _lanes(
         kind.stage_layers,
         kind.page_bytes,
         kind.host_bytes_per_s,
+        any(stage.pieces for stage in kind.cost.stages),
     )
     return [make(first + i, rank, kind.cost, LaneLog(ends)) for i, rank in enumerate(ranks)]
 

@@ -103,6 +103,22 @@ class Lane:
         return self.allocator.num_pages
 
     @property
+    def block_tokens(self) -> int:
+        return self.rank.layout.block_tokens
+
+    @property
+    def kv_tokens(self) -> int:
+        layout = self.rank.layout
+        return self.allocator.num_pages // layout.most * layout.block_tokens
+
+    @property
+    def now_ns(self) -> int:
+        return self.rank.now_ns
+
+    def sent_ns(self, seq: Sequence) -> int:
+        return self.rank.recorder.sent_ns[seq.id]
+
+    @property
     def num_running(self) -> int:
         rank = self.rank
         return len(rank.running) + rank.incoming
@@ -177,7 +193,7 @@ class Lane:
         required = pages(seq.prefill_tokens) if reserve and known < seq.prefill_tokens else needs
         if required - held + unpinned > self.allocator.free_pages - spare_pages:
             # Evicting part of a cached prefix makes a first chunk, and so its need, smaller.
-            self.rank.blocked = reserve or cached_tokens == 0
+            self.rank.blocked = (reserve or cached_tokens == 0) and not self.rank.reorders
             return False
         self.waiting.popleft()
         self.rank.recorder.admitted(seq, cached_tokens, self.rank.now_ns)
@@ -288,7 +304,7 @@ class Lane:
         self.used_pages = self.allocator.num_pages - self.allocator.free_pages
         self.num_waiting = num_waiting
         rank = self.rank
-        if len(rank.running) + rank.incoming >= self.max_num_seqs:
+        if len(rank.running) + rank.incoming >= self.max_num_seqs and not rank.reorders:
             rank.blocked = True
 
     def look(self) -> None:

@@ -178,6 +178,42 @@ class MappedLane(Lane):
         return allocator  # type: ignore[return-value]
 
 
+class NanoLane(Lane):
+    """Iterations in nano-batches: a price that is the largest of several affine ones.
+
+    A claim ends before another of them becomes the largest.
+    """
+
+    __slots__ = ("_stages",)
+
+    def __init__(self, key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> None:
+        super().__init__(key, rank, cost, log)
+        distinct = {id(stage.pieces): stage for stage in cost.stages}
+        self._stages = tuple(distinct.values())
+
+    def attention_form(self, stage: StageCost) -> list[int]:
+        price, growth = max(self._forms(stage))
+        return [price + super().attention_form(stage)[0], growth]
+
+    def _forms(self, stage: StageCost) -> list[list[int]]:
+        tokens = self.num_decoding + self.chunk_tokens
+        forms = []
+        for piece in stage.pieces:
+            price, growth = super().attention_form(piece)
+            forms.append([price + piece.linear[tokens], growth])
+        return forms
+
+    def _repeats(self, claim: int) -> int:
+        most = super()._repeats(claim)
+        for stage in self._stages:
+            forms = self._forms(stage)
+            price, growth = max(forms)
+            for other, faster in forms:
+                if faster > growth:
+                    most = min(most, (price - other) // (faster - growth) + 1)
+        return most
+
+
 Make = Callable[[int, Rank, CompiledCost, LaneLog], Lane]
 
 
@@ -187,10 +223,12 @@ def lane_maker(
     num_layers: int,
     page_bytes: float,
     host_bytes_per_s: float,
+    overlaps: bool = False,
 ) -> Make:
     """Makes the lanes that a scheduler and an allocator need.
 
-    Layers and bytes of a page are those of the longest stage, on one GPU.
+    Layers and bytes of a page are those of the longest stage, on one GPU. `overlaps`: prices are of
+    nano-batches.
     """
     space = getattr(scheduler, "swap_space", None)
     if space is not None:
@@ -205,7 +243,7 @@ def lane_maker(
     if getattr(scheduler, "runs_to_completion", False):
         return StaticLane
     if not isinstance(allocator, VAttention):
-        return Lane
+        return NanoLane if overlaps else Lane
 
     def mapped(key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> Lane:
         lane = MappedLane(key, rank, cost, log)

@@ -75,6 +75,7 @@ class Rank:
         "on_finish",
         "outstanding_tokens",
         "recorder",
+        "reorders",
         "running",
         "starved",
         "waiting",
@@ -97,6 +98,7 @@ class Rank:
         self.recorder = recorder
         self.by_priority = by_priority
         self.waiting: WaitingQueue = PriorityQueue() if by_priority else deque()
+        self.reorders = waiting is not None  # who is next may change while nothing happens
         if waiting is not None:
             self.waiting = waiting
         self.fresh: deque[tuple[int, Sequence]] = deque()  # arrived, not yet seen by the scheduler

@@ -294,6 +294,10 @@ class EngineSettings:
     async_scheduling: bool = False  # an iteration is planned when the one before it begins
     reserve_graphs: bool = True  # CUDA graphs are taken off before KV memory is counted
     largest_graph: int = 512  # tokens
+    nano_batches: int = (
+        0  # parts of an iteration whose unlike kernels overlap; 0 = one after another
+    )
+    nano_overlap: str = "all"  # what runs beside GEMMs; see `costs.overlap.OVERLAPS`
     calibration: str = ""  # folder of fitted curves; "" = embedded ones, "roofline" = none
     extrapolate: bool = False  # use the folder's curves far beyond what was measured
     draw: PriceDraw | None = None  # errors to price with; None = prices as they are

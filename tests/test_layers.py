@@ -100,7 +100,7 @@ AROUND_A_RUN = LAYERS[6] | LAYERS[7]
 ALLOWED: dict[str, set[str]] = {
     "numpy": set(LAYER) - LAYERS[0],
     "simpy": SIMPY,
-    "yaml": {"config", "gpu_file", "papers", "profiles", "search", "validation"},
+    "yaml": {"config", "gpu_file", "papers", "profiles", "search", "validation", "workloads"},
     "pyarrow": {"workloads", *AROUND_A_RUN},  # traces are read by its CSV reader, runs are not
     "scipy": {"costs", "workloads", *AROUND_A_RUN},
     "pandas": AROUND_A_RUN,

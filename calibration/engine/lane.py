@@ -88,6 +88,14 @@ class EngineLane:
     key = 0  # the only lane
     num_swapped = 0  # preemption recomputes
     paused = False  # nobody else holds its blocks
+    now_ns = 0  # requests are given to it, none is late
+
+    def sent_ns(self, seq: Sequence) -> int:
+        return self.now_ns
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.num_blocks * self.block_tokens
 
     @property
     def num_pages(self) -> int:

@@ -1,4 +1,4 @@
-"""`headway models`, `headway hardware` and `headway schema`: what there is to choose from."""
+"""`headway models`, `hardware`, `workloads` and `schema`: what there is to choose from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from simulator.commands.output import console, print_json
 from simulator.params import kv_bytes_per_token, num_active_params, num_params, weight_bytes
 from simulator.spec import LinkSpec, ModelSpec
 from simulator.units import show_bytes, show_count
+from simulator.workloads import WORKLOADS, Preset, bundled_workloads, presets
 
 Row = dict[str, Any]
 
@@ -122,16 +123,63 @@ def _teraflops(row: Row, number_format: str) -> str:
     return f"{flops_per_s / 1e12:.0f} T" if flops_per_s else ""
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]], left: tuple[int, ...]) -> None:
+def _table(
+    headings: tuple[str, ...],
+    rows: list[tuple[str, ...]],
+    left: tuple[int, ...],
+    wraps: int = -1,  # column that takes what is left of the line
+) -> None:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index in left else "right", no_wrap=True)
+        table.add_column(
+            heading, justify="left" if index in left else "right", no_wrap=index != wraps
+        )
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def workloads(as_json: bool) -> None:
+    """List the bundled workloads: files, presets with the statistics they follow, and kinds."""
+    rows = [_preset(preset) for preset in presets().values()]
+    files = list(bundled_workloads())
+    if as_json:
+        print_json({"presets": rows, "files": files, "kinds": sorted(WORKLOADS)})
+        return
+    _table(
+        ("preset", "input tokens", "output tokens", "what"),
+        [
+            (
+                row["name"],
+                _statistics(row["row"].get("input") or row["row"]["first_prompt"]),
+                _statistics(row["row"]["output"]),
+                row["what"],
+            )
+            for row in rows
+        ],
+        left=(0, 3),
+        wraps=3,
+    )
+    console().print("tokens: mean / median / 90th percentile of the source, as far as it says")
+    console().print(f"files: {', '.join(files)}\nkinds: {', '.join(sorted(WORKLOADS))}")
+
+
+def _preset(preset: Preset) -> Row:
+    return {
+        "name": preset.name,
+        "what": preset.what,
+        "source": preset.source.strip(),
+        "row": dict(preset.row),
+        "kind": preset.workload["kind"],
+    }
+
+
+def _statistics(row: Row) -> str:
+    """Mean, median and 90th percentile, those that the source gives."""
+    return " / ".join(f"{row[key]:,.0f}" for key in ("mean", "p50", "p90") if key in row)
 
 
 def schema() -> None:

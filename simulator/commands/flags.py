@@ -151,7 +151,7 @@ SPECULATION = _panel(
 )
 WORKLOAD = _panel(
     "Workload",
-    Flag(name="--trace", key="workload", help="Trace file, or a bundled workload (chat-1k)."),
+    Flag(name="--trace", key="workload", help="Trace file, or a workload by name (chat-1k)."),
     Flag(
         name="--num-prompts",
         key="workload.num_prompts",

@@ -150,7 +150,7 @@ def yaml_type(name: str, hint: Any) -> Any:
         with_units = (kind for suffix, kind in UNIT_SUFFIXES if name.endswith(suffix))
         return next(with_units, Annotated[float, AfterValidator(_refuse_nan)])
     if get_origin(hint) is tuple:
-        arguments = (a if a is Ellipsis else yaml_type("", a) for a in get_args(hint))
+        arguments = (a if a is Ellipsis else yaml_type(name, a) for a in get_args(hint))
         return Annotated[tuple[tuple(arguments)], Field(strict=False)]  # type: ignore[misc]
     if get_origin(hint) in (Union, types.UnionType) and len(_members(hint)) > 1:
         # A choice of types is checked by the policy itself, which knows what each means.

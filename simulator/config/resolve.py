@@ -123,6 +123,11 @@ def resolve_search(document: Document) -> SearchSpec:
     settings = resolve_settings(file.engine, model, cluster, scheduler, document)
     stated = _stated(file.engine) | {"host_overhead": settings.host_overhead}
     values = checked_values(SearchSpec, file.search or {}, "search", document, OF_THE_EXPERIMENT)
+    if "nano_batches" in stated:
+        raise ConfigError(
+            f"{document.where('engine.nano_batches')}: a search prunes by prices of kernels one "
+            "after another; simulate a plan with it (headway simulate)"
+        )
     for name in ("max_num_batched_tokens", "max_num_seqs"):
         if name in stated:
             values.setdefault(name, (stated.pop(name),))

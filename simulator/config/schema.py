@@ -16,7 +16,7 @@ from simulator.routers import ROUTERS
 from simulator.schedulers import SCHEDULERS
 from simulator.search.spec import SearchSpec
 from simulator.speculation import ACCEPTANCES, DRAFTERS, LENGTHS
-from simulator.workloads import WORKLOADS
+from simulator.workloads import WORKLOADS, presets
 
 OUTSIDE_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
@@ -47,10 +47,17 @@ def json_schema() -> dict[str, Any]:
         "not": {"required": ["kind"]},
         "properties": {"file": {"type": "string"}} | shared,
     }
+    preset = {
+        "title": "a preset, and keys of its kind laid over it",
+        "type": "object",
+        "required": ["preset"],
+        "properties": {"preset": {"enum": sorted(presets())}} | shared,
+    }
     keys["workload"] |= {
         "anyOf": [
-            {"type": "string", "description": "bundled workload, or path of a trace"},
+            {"type": "string", "description": "bundled workload, preset, or path of a trace"},
             detected,
+            preset,
             *_kinds(WORKLOADS, shared, definitions)[1:],
         ]
     }

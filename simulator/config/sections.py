@@ -6,7 +6,7 @@ dataclass their `kind` names, see `simulator.config.policies`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -84,6 +84,15 @@ class EngineSection(Section):
         default=None,
         description="KV blocks of a rank; default: what memory allows",
         examples=[20000],
+    )
+    nano_batches: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        default=None,
+        description="cut iterations into so many parts, whose GEMMs, decode attention and "
+        "collectives overlap (NanoFlow)",
+        examples=[2],
+    )
+    nano_overlap: Literal["all", "network", "none"] | None = Field(
+        default=None, description="what runs beside the GEMMs of other nano-batches"
     )
     host_overhead: dict[str, Any] | None = Field(
         default=None, description="overrides of the host-time profile of an iteration"

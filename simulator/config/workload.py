@@ -1,5 +1,7 @@
 """The workload of a document: a registered kind, a trace whose format is detected, or a name.
 
+A preset's name stands for the keys it holds; keys beside it are laid over them.
+
 `rate_scale`, `start`, `end`, `max_requests` and `max_concurrency` apply to every kind; a kind with
 a field of the same name keeps it.
 """
@@ -17,13 +19,16 @@ from simulator.config.document import Document
 from simulator.config.fields import MAX_INT, Seconds
 from simulator.config.policies import build_policy
 from simulator.config.sections import Section, validate
+from simulator.errors import ConfigError
 from simulator.request import RequestTable
 from simulator.workloads import (
     WORKLOADS,
     Workload,
     bundled_workloads,
     detect,
+    find_preset,
     from_file,
+    presets,
     sampled,
     transform,
 )
@@ -64,6 +69,7 @@ class TransformSection(Section):
 def workload_table(value: str | dict[str, Any], seed: int, document: Document) -> RequestTable:
     """The requests of the document's workload."""
     data: dict[str, Any] = {"file": value} if isinstance(value, str) else dict(value)
+    data = _with_preset(data, document)
     kind = data.get("kind")
     own = _field_names(kind) if isinstance(kind, str) else set()
     shared = {
@@ -91,6 +97,30 @@ def workload_table(value: str | dict[str, Any], seed: int, document: Document) -
         )
     limit = changes.max_concurrency
     return replace(table, max_concurrency=limit) if limit else table
+
+
+def _with_preset(data: dict[str, Any], document: Document) -> dict[str, Any]:
+    """The keys with those of the preset that is named, if any, below them."""
+    file = data.get("file")
+    named = "preset" if "preset" in data else "file"
+    if named == "file" and (
+        "kind" in data
+        or not isinstance(file, str)
+        or file not in presets()
+        or Path(document.path("workload.file", file)).exists()
+    ):
+        return data
+    with document.at(f"workload.{named}"):
+        name = data[named]
+        if not isinstance(name, str):
+            raise ConfigError(f"expected the name of a preset (got {name!r})")
+        template = find_preset(name).workload
+    if "kind" in data:
+        raise ConfigError(
+            f"{document.where('workload.kind')}: the preset '{name}' has the kind "
+            f"'{template['kind']}'; leave one of them out"
+        )
+    return dict(template) | {key: value for key, value in data.items() if key != named}
 
 
 def _field_names(kind: str) -> set[str]:

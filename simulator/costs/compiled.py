@@ -56,6 +56,7 @@ class StageCost:
     attention: tuple[AttentionCost, ...]
     send: list[int]  # [num_tokens] hand-over to the next stage; empty for the last
     cold: int = 0  # ticks more where an iteration with a chunk is the first of its size class
+    pieces: tuple[StageCost, ...] = ()  # nano-batches: the largest of these prices is added
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

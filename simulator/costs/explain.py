@@ -9,10 +9,11 @@ import numpy as np
 
 from simulator.costs.attention import attention_time
 from simulator.costs.ops import Machine, fixed_s, op_bounds, op_time
-from simulator.costs.price import Batch, checked_batch
+from simulator.costs.price import Batch, checked_batch, price_iteration
 from simulator.costs.roofline import (
     Layout,
     Stage,
+    compile_cost,
     host_time,
     layout_of,
     linear_time,
@@ -35,7 +36,7 @@ class ExplainedOp:
     flops: float
     memory_bytes: float
     network_bytes: float  # per-GPU payload
-    bound: str  # compute, memory, network, launch or host
+    bound: str  # compute, memory, network, launch, host, or overlap of nano-batches
     efficiency: float  # roofline time / time
     share: float  # of the iteration
 
@@ -72,6 +73,8 @@ def explain(
     rows = np.array([float(batch.num_seqs)])
     last = len(layout.stages) - 1
     ops += [_explained(op, 1, last, rows, layout.machine) for op in layout.logits]
+    if settings.nano_batches:
+        ops.append(_overlap(model, plan, group, settings, batch, ops))
     total = sum(op.time_s for op in ops)
     return Explanation(
         ops=tuple(replace(op, share=op.time_s / total) for op in ops),
@@ -80,6 +83,20 @@ def explain(
         padded_tokens=padded,
         notes=(f"costs: {layout.machine.source}",),
     )
+
+
+def _overlap(
+    model: ModelSpec,
+    plan: ParallelPlan,
+    group: NodeGroup,
+    settings: EngineSettings,
+    batch: Batch,
+    ops: Sequence[ExplainedOp],
+) -> ExplainedOp:
+    """Time that nano-batches hide, as a negative one, or cost."""
+    compiled = compile_cost(model, plan, group, settings)
+    together_s = sum(price_iteration(compiled, batch.prefill, batch.decode))
+    return _bare("nano_batches", 0, together_s - sum(op.time_s for op in ops), "overlap")
 
 
 def _stage_ops(

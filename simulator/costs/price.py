@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.costs.compiled import TICKS_PER_S, AttentionCost, CompiledCost
+from simulator.costs.compiled import TICKS_PER_S, AttentionCost, CompiledCost, StageCost
 from simulator.errors import ConfigError
 from simulator.work import prefill_pairs
 
@@ -95,6 +95,11 @@ def attention_ticks(cost: AttentionCost, batch: Batch) -> int:
     return ticks
 
 
+def _piece_ticks(piece: StageCost, batch: Batch) -> int:
+    attention = sum(attention_ticks(cost, batch) for cost in piece.attention)
+    return piece.linear[batch.num_tokens] + attention
+
+
 def price_iteration(
     compiled: CompiledCost,
     prefill: Sequence[tuple[int, int]],
@@ -111,6 +116,7 @@ def price_iteration(
         if stage.expert:
             ticks += stage.expert[batch.num_tokens]  # stride = ranks: all ranks' tokens
         ticks += sum(attention_ticks(cost, batch) for cost in stage.attention)
+        ticks += max((_piece_ticks(piece, batch) for piece in stage.pieces), default=0)
         if stage.send:
             ticks += stage.send[batch.num_tokens]
         if index == 0:

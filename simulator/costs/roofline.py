@@ -20,6 +20,8 @@ from simulator.costs.compiled import (
     to_ticks,
 )
 from simulator.costs.ops import Machine, machine_of, op_time
+from simulator.costs.overlap import StageWork, nano_stage
+from simulator.errors import ConfigError
 from simulator.graphs import graph_sizes, padded_tokens
 from simulator.placement import check_plan, stage_crosses_nodes, stage_layers
 from simulator.sharding import LayerWork, embedding_work, layer_work, logits_work
@@ -189,8 +191,11 @@ def compile_cost(
     ops = (op for work in layout.kinds for op in work.linear + work.expert)
     compiles = settings.cold_start and any(isinstance(op, ExpertGemm) for op in ops)
     cold_s = machine.host.cold_expert_s if compiles else 0.0
+    stages = _stage_costs(layout, tokens, linear, expert, attention, cold_s)
+    if settings.nano_batches:
+        stages = _nano_stages(layout, settings, tokens, routed, stages)
     return CompiledCost(
-        stages=_stage_costs(layout, tokens, linear, expert, attention, cold_s),
+        stages=stages,
         logits=_ticks(ops_time(layout.logits, num_seqs, machine)),
         host=_ticks(host_time(num_seqs, machine)),
         windows=layout.windows,
@@ -229,6 +234,54 @@ def _stage_costs(
         cold = 0 if stages else to_ticks(cold_s)  # all stages compile at the same time
         stages.append(replace(tables[stage.key], send=sends[stage.send], cold=cold))
     return tuple(stages)
+
+
+def _nano_stages(
+    layout: Layout,
+    settings: EngineSettings,
+    tokens: Tokens,
+    routed: Tokens,
+    plain: tuple[StageCost, ...],
+) -> tuple[StageCost, ...]:
+    """The stages with their iterations in nano-batches.
+
+    Raises:
+        ConfigError: attention ranks that pool their tokens, whose price is not one rank's.
+    """
+    if layout.plan.attention_dp > 1:
+        raise ConfigError(
+            f"engine.nano_batches: expected plan.attention_dp = 1 (got {layout.plan.attention_dp})"
+        )
+    unlike = [_unlike(work.linear) for work in layout.kinds]
+    largest = layout.graph_sizes[-1] if layout.graph_sizes else 0
+    made: dict[tuple[object, ...], StageCost] = {}
+    for stage, cost in zip(layout.stages, plain, strict=True):
+        if stage.key in made:
+            continue
+        seconds = [np.zeros_like(tokens) for _ in range(3)]
+        for kind, count in stage.counts:
+            for total, ops in zip(seconds, unlike[kind], strict=True):
+                total += count * ops_time(ops, tokens, layout.machine, routed)
+        launches = layout.kernels(stage) * layout.launch_s()
+        work = StageWork(
+            compute_s=seconds[0],
+            memory_s=seconds[1],
+            network_s=seconds[2],
+            outside_s=ops_time(stage.before + stage.after, tokens, layout.machine),
+            launched_s=np.where(routed > largest, launches, 0.0),
+        )
+        made[stage.key] = nano_stage(work, cost, settings.nano_batches, settings.nano_overlap)
+    return tuple(
+        replace(made[stage.key], send=cost.send, cold=cost.cold)
+        for stage, cost in zip(layout.stages, plain, strict=True)
+    )
+
+
+def _unlike(ops: Sequence[Op]) -> tuple[list[Op], list[Op], list[Op]]:
+    """What computes, what moves memory, and what communicates."""
+    memory: list[Op] = [op for op in ops if isinstance(op, Elementwise)]
+    network: list[Op] = [op for op in ops if isinstance(op, Collective)]
+    return [op for op in ops if not isinstance(op, Elementwise | Collective)], memory, network
 
 
 def _ticks(seconds: Tokens) -> list[int]:

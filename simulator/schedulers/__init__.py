@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from simulator.schedulers.edf import Edf
+from simulator.schedulers.kv_aware import KvAware
 from simulator.schedulers.orca import Orca
 from simulator.schedulers.rpm import Rpm
 from simulator.schedulers.sarathi import Sarathi
@@ -43,6 +45,7 @@ class Scheduler(Protocol):
     # May also have `clash(allocator)`, why it cannot run on such memory ("" = it can),
     # `queue(table) -> WaitingQueue`, the waiting requests of a rank in its own order,
     # `takes(table)`, which requests are not turned away at the door: bool [num_requests],
+    # `under(slo)`, itself with the targets of an experiment,
     # and `group_space`, where the KV of several sequences goes: then those of a request fork from
     # one prompt, and are admitted and preempted together. Else each is a request of its own.
 
@@ -55,6 +58,20 @@ SCHEDULERS: dict[str, type] = {
     "sarathi": Sarathi,
     "vtc": Vtc,
     "rpm": Rpm,
+    "edf": Edf,
+    "kv_aware": KvAware,
 }
 
-__all__ = ["SCHEDULERS", "Orca", "Rpm", "Sarathi", "Scheduler", "Static", "VllmV0", "VllmV1", "Vtc"]
+__all__ = [
+    "SCHEDULERS",
+    "Edf",
+    "KvAware",
+    "Orca",
+    "Rpm",
+    "Sarathi",
+    "Scheduler",
+    "Static",
+    "VllmV0",
+    "VllmV1",
+    "Vtc",
+]

@@ -33,6 +33,25 @@ class LaneView(Protocol):
         ...
 
     @property
+    def block_tokens(self) -> int:
+        """Tokens of a KV block."""
+        ...
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose KV the rank's pool holds, if nothing of them is freed early."""
+        ...
+
+    @property
+    def now_ns(self) -> int:
+        """Time at which the iteration is planned."""
+        ...
+
+    def sent_ns(self, seq: Sequence) -> int:
+        """When the client sent the request; its TTFT begins then."""
+        ...
+
+    @property
     def decode_iterations(self) -> int:
         """Iterations so far in which this lane's decodes gained a token."""
         ...

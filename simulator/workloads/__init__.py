@@ -19,6 +19,7 @@ from simulator.workloads.csv_traces import Azure, BurstGpt
 from simulator.workloads.detect import KNOWN_FORMATS, detect
 from simulator.workloads.jsonl import Mooncake, TimedTrace
 from simulator.workloads.length_sets import LengthSet
+from simulator.workloads.presets import Preset, find_preset, presets
 from simulator.workloads.servegen import ServeGen
 from simulator.workloads.sessions import Sessions
 from simulator.workloads.synthetic import PrefixRepetition, Synthetic
@@ -34,6 +35,7 @@ __all__ = [
     "LengthSet",
     "Mooncake",
     "PrefixRepetition",
+    "Preset",
     "ServeGen",
     "Sessions",
     "Synthetic",
@@ -42,7 +44,9 @@ __all__ = [
     "Workload",
     "bundled_workloads",
     "detect",
+    "find_preset",
     "from_file",
+    "presets",
     "resolve",
     "sampled",
     "transform",

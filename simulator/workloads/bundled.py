@@ -31,4 +31,7 @@ def resolve(file: str | Path) -> Path:
     bundled = bundled_workloads()
     if str(file) in bundled:
         return bundled[str(file)]
-    raise ConfigError(f"{path}: no such file (bundled workloads: {', '.join(bundled) or 'none'})")
+    raise ConfigError(
+        f"{path}: no such file (bundled workloads: {', '.join(bundled) or 'none'}; "
+        "presets: headway workloads)"
+    )

@@ -52,6 +52,12 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "predict": ("none", "oracle", "history"),
     "predict_error": (0.0, 0.5),
     "requests_per_minute": (1, 5, 20),
+    "ttft_s": (0.05, 0.5),
+    "class_ttft_s": ((), (1.0, 0.1)),
+    "late_last": (True, True, False),
+    "order": ("fcfs", "fcfs", "edf"),
+    "output_quantile": (0.5, 0.9, 1.0, 0.0),
+    "max_tokens": (0, 120),
     "migrate": (True, False),
     "interval_s": (0.2, 0.01),
     "source_below": (3.0, 0.5),
@@ -60,7 +66,9 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "max_stages": (3, 1),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
-CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention")}
+CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention")} | {
+    ("kv_aware", name) for name in ("reserved", "buddy")
+}
 STATELESS = tuple(name for name in ROUTERS if name != "llumnix")  # they go with every policy
 USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
 COMBINATIONS = (

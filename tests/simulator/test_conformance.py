@@ -52,6 +52,22 @@ def test_draws_that_once_differed_are_equal(router: str, allocator: str, number:
     assert difference(each.result, each.stepped, but=BOOKED) == ""
 
 
+# The same of schedulers whose queue orders itself: who is next changes while nothing happens.
+ONCE_DIFFERENT_QUEUES = [
+    ("vtc", "least_loaded", "paged", 188),
+    ("vtc", "round_robin", "vattention", 108),
+    ("edf", "round_robin", "paged", 116),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "router", "allocator", "number"), ONCE_DIFFERENT_QUEUES)
+def test_queues_that_once_differed_are_equal(
+    scheduler: str, router: str, allocator: str, number: int
+) -> None:
+    each = outcome(draw(scheduler, router, allocator, number))
+    assert difference(each.result, each.stepped, but=BOOKED) == ""
+
+
 def test_answers_of_one_instant_are_followed_in_the_same_order_however_run() -> None:
     """Requests 2 and 3 end at 22 ms on different replicas; their next turns, 4 and 5, both come
     a nanosecond later, and take the two idle ranks in the order they are sent in."""
