@@ -63,7 +63,7 @@ class Lane:
         self.decodes = DecodeSet(
             rank.layout,
             tuple(w for w in cost.windows if w),
-            any(attention.decode_spread for stage in cost.stages for attention in stage.attention),
+            cost.reads_longest,
         )
         self.prefilling: list[Sequence] = []
         self.chunks: list[tuple[Sequence, int]] = []  # of the coming iteration

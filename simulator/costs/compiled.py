@@ -69,3 +69,9 @@ class CompiledCost:
     windows: tuple[int, ...]  # distinct attention windows, 0 first where present
     max_num_tokens: int
     max_num_seqs: int
+
+    @property
+    def reads_longest(self) -> bool:
+        """Whether a price depends on the longest context of a batch."""
+        parts = [part for stage in self.stages for part in (stage, *stage.pieces)]
+        return any(attention.decode_spread for part in parts for attention in part.attention)

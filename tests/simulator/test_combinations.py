@@ -14,6 +14,7 @@ from simulator.experiment import Experiment
 from simulator.recorder import Result
 from simulator.routers import ROUTERS
 from simulator.schedulers import SCHEDULERS
+from simulator.spec import Slo
 from simulator.speculation import NGram, Speculation
 from simulator.workloads import WORKLOADS
 from tests.bench.regimes import experiment
@@ -26,7 +27,9 @@ TABLE = WORKLOADS["synthetic"](
     range_ratio=0.5,
     random_prefix_len=64,
 ).requests(seed=3)
-BASE = experiment(TABLE, dp=2, max_num_batched_tokens=2048, max_model_len=2048)
+BASE = replace(
+    experiment(TABLE, dp=2, max_num_batched_tokens=2048, max_model_len=2048), slo=Slo(ttft_s=1.0)
+)
 DRAFTS = Speculation(drafter=NGram())
 
 

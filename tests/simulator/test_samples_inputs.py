@@ -188,7 +188,7 @@ def test_files_of_a_run_with_several_answers(tmp_path: Path) -> None:
     lives = [event for event in json.loads(paths[2].read_text())["traceEvents"]
              if event["ph"] == "b" and "answer" in event["name"]]  # fmt: skip
     assert len(lives) == 60
-    assert lives[4]["name"] == "request 1 answer 1"
+    assert lives[4]["name"] == "request 01 answer 1"
 
 
 def test_fragmentation_says_that_it_counts_single_answers() -> None:
