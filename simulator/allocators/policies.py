@@ -24,6 +24,7 @@ from simulator.allocators.reserved import (
 from simulator.allocators.vattention import MappedAllocator
 from simulator.batch import PageLayout
 from simulator.errors import ConfigError
+from simulator.memory import KvType
 from simulator.request import Ints, RequestTable, Sequence
 from simulator.spec import ModelSpec
 from simulator.work import attention_work
@@ -69,6 +70,9 @@ class Pool:
     layout: PageLayout
     table: RequestTable
     max_model_len: int
+    types: tuple[KvType, ...]  # of layers, and bytes of all pages together
+    num_bytes: float
+    max_num_tokens: int  # of one iteration
 
 
 class AllocatorPolicy(Protocol):
