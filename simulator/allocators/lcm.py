@@ -64,7 +64,7 @@ class LcmPool:
         self.spare = dict.fromkeys(small_bytes, 0)  # not in use, in large pages that are
         self.num_idle = 0
         self._free = list(range(self.num_large))[::-1]
-        # Large pages with an empty small one, by their owner.
+        # Large pages in use that have an empty small one, by their owner.
         self._open: dict[str, dict[int, dict[Large, None]]] = {kind: {} for kind in small_bytes}
         # What may be evicted, by stamp; entries whose page has been used since are passed over.
         self._idle: list[tuple[Stamp, int, int, Large]] = []
@@ -123,13 +123,13 @@ class LcmPool:
         kind = large.kind
         large.num_used -= 1
         if page.key is None:
-            if not large.empty:
-                self._open[kind].setdefault(large.owner, {})[large] = None
             large.empty.append(page)
         if large.num_used:
             self.spare[kind] += 1
             if page.key is not None:
                 self._push_loose(page)
+            elif len(large.empty) == 1:
+                self._open[kind].setdefault(large.owner, {})[large] = None
             return
         self.spare[kind] -= len(large.pages) - 1
         if len(large.empty) == len(large.pages):
@@ -152,12 +152,15 @@ class LcmPool:
             if large.is_idle:
                 large.is_idle = False
                 self.num_idle -= 1
+                if large.empty:
+                    self._open[large.kind].setdefault(large.owner, {})[large] = None
                 for other in large.pages:
                     if other.key is not None and other is not page:
                         self._push_loose(other)
         large.num_used += 1
 
     def _rest(self, large: Large) -> None:
+        self._close(large)
         large.is_idle = True
         self.num_idle += 1
         large.stamp = max(page.stamp for page in large.pages if page.key is not None)
