@@ -28,7 +28,8 @@ class TypedLane(Lane):
         # Decoding sequences whose pages change when the iteration counter has that residue.
         self._due: list[dict[Sequence, None]] = [{} for _ in range(size)]
         # The context at which a block begins, and those at which one has left a window.
-        self._steps = {1 % size} | {kind.window % size for kind in self._typed.kinds if kind.window}
+        windows = [kind.window + kind.extra for kind in self._typed.kinds if kind.window]
+        self._steps = {1 % size, *(window % size for window in windows)}
 
     @property
     def _typed(self) -> TypedAllocator:

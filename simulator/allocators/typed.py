@@ -28,6 +28,7 @@ class Kind(NamedTuple):
     name: str
     window: int  # 0 = they keep every token
     pool: LcmPool
+    extra: int = 0  # tokens kept beyond the window
 
 
 class Held:
@@ -148,7 +149,7 @@ class TypedAllocator:
         held.named = blocks = cached_tokens // self.block_tokens
         each = self._blocks_per_id
         for number, kind in enumerate(self.kinds):
-            held.first[number] = first = self._first(kind, cached_tokens)
+            held.first[number] = first = self._first(kind, cached_tokens + kind.extra)
             for block in range(first, blocks):
                 page = kind.pool.cached[number, held.ids[block // each], block]
                 kind.pool.pin(page)
@@ -162,7 +163,9 @@ class TypedAllocator:
 
     def _first(self, kind: Kind, query: int) -> int:
         """First block that a query at this position needs."""
-        return max(0, query - kind.window + 1) // self.block_tokens if kind.window else 0
+        if not kind.window:
+            return 0
+        return max(0, query - kind.window - kind.extra + 1) // self.block_tokens
 
     def slide(self, seq: Sequence, query: int) -> bool:
         """Give back what the next query, at this position, does not need; True if anything."""
@@ -193,7 +196,7 @@ class TypedAllocator:
             first, has = held.first[number], len(held.pages[number])
             need = blocks - first
             if kind.window and most < tokens:
-                need = min(need, -(-(kind.window + most) // size) + 1)
+                need = min(need, -(-(kind.window + kind.extra + most) // size) + 1)
             needs.append(max(0, need - has))
         return needs
 

@@ -23,7 +23,15 @@ class _Typed(_Growing):
     """Pages by kind of layer; windows are freed as they slide, chunks in flight are held."""
 
     prefix_caching: bool = True  # where requests name their content
+    # Tokens kept beyond a window: else what follows a shared prompt pushes out what a hit needs.
+    window_extra: int = 0
     knows_holders: ClassVar[bool] = True  # its lanes tell it whose pages they take
+
+    def __post_init__(self) -> None:
+        if self.window_extra < 0:
+            raise ConfigError(
+                f"allocator.window_extra: expected an int >= 0 (got {self.window_extra!r})"
+            )
 
     def _kinds(self, pool: Pool) -> list[Kind]:
         raise NotImplementedError
@@ -37,7 +45,7 @@ class _Typed(_Growing):
 
     def build(self, pool: Pool) -> KVAllocator:
         return TypedAllocator(
-            self._kinds(pool),
+            (kind._replace(extra=self.window_extra) for kind in self._kinds(pool)),
             pool.layout.block_tokens,
             _index(pool) if self.prefix_caching else None,
             aligned=self._is_aligned(),
@@ -54,7 +62,8 @@ class _Typed(_Growing):
             for kind in (kind for kind in kinds if kind.pool is space):
                 blocks = -(-tokens // size)
                 if kind.window:
-                    most = -(-(kind.window + pool.max_num_tokens) // size) + 1
+                    window = kind.window + self.window_extra
+                    most = -(-(window + pool.max_num_tokens) // size) + 1
                     blocks = np.minimum(blocks, most)
                 larges += -(-blocks // space.per_large[kind.name])
             fits &= larges <= space.num_large
@@ -84,6 +93,7 @@ class Jenga(_Typed):
     eviction: str = "aligned"  # or queue: one LRU queue, as in vLLM's hybrid manager
 
     def __post_init__(self) -> None:
+        _Typed.__post_init__(self)
         _check_eviction(self.eviction)
 
     def _is_aligned(self) -> bool:
@@ -113,6 +123,7 @@ class StaticPartition(_Typed):
     window_weight: float = 0.5  # of a window's layers in the shares, where others weigh 1
 
     def __post_init__(self) -> None:
+        _Typed.__post_init__(self)
         if not 0 < self.window_weight < float("inf"):
             raise ConfigError(
                 f"allocator.window_weight: expected a number > 0 (got {self.window_weight!r})"
@@ -135,6 +146,7 @@ class Hybrid(_Typed):
     eviction: str = "queue"  # or aligned, as Jenga's
 
     def __post_init__(self) -> None:
+        _Typed.__post_init__(self)
         _check_eviction(self.eviction)
 
     def _is_aligned(self) -> bool:

@@ -40,6 +40,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "map_latency_s": (40e-6, 3e-3),
     "request_aware": (True, True, False),
     "eviction": ("aligned", "queue"),
+    "window_extra": (0, 0, 20),
     "window_weight": (0.5, 2.0),
     "prefix_caching": (True, True, False),
     "fit": ("first", "best", "anywhere"),
