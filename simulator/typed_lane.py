@@ -20,7 +20,7 @@ from simulator.request import Sequence
 class TypedLane(Lane):
     """Sequences of one rank that iterate together, on pages of several kinds."""
 
-    __slots__ = ("_due", "_steps")
+    __slots__ = ("_due", "_fresh", "_refused", "_steps")
 
     def __init__(self, key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> None:
         super().__init__(key, rank, cost, log)
@@ -29,6 +29,9 @@ class TypedLane(Lane):
         self._due: list[dict[Sequence, None]] = [{} for _ in range(size)]
         # The context at which a block begins, and those at which one has left a window.
         windows = [kind.window + kind.extra for kind in self._typed.kinds if kind.window]
+        self._fresh: list[Sequence] = []  # they hold what their last chunk needed
+        # Who was last refused for a whole prompt, with what was cached and what room there was.
+        self._refused: tuple[Sequence, int, int, int, tuple[int, ...]] | None = None
         self._steps = {1 % size, *(window % size for window in windows)}
 
     @property
@@ -51,9 +54,11 @@ class TypedLane(Lane):
         """Pages for the decodes of the iteration after `ahead` more, or what lacks of them."""
         decodes, allocator = self.decodes, self._typed
         due = self._due[(decodes.iteration + ahead) % len(self._due)]
-        if not due:
+        if not due and not self._fresh:
             return 0
-        wanted = [(seq, decodes.context(seq) + ahead) for seq in due]
+        changing = dict.fromkeys((*self._fresh, *due))
+        self._fresh.clear()  # what they need besides, they need as all of `due`
+        wanted = [(seq, decodes.context(seq) + ahead) for seq in changing]
         for seq, context in wanted:
             if allocator.slide(seq, context - 1):
                 self.rank.blocked = False
@@ -76,6 +81,23 @@ class TypedLane(Lane):
         self._compute(seq, num_tokens, 0)
         return True
 
+    def cached(self, seq: Sequence) -> int:
+        refused = self._refused
+        if refused is not None and refused[0] is seq and self._is_still_refused(refused[2]):
+            return refused[1]
+        return super().cached(seq)
+
+    def _is_still_refused(self, spare_pages: int) -> bool:
+        """Nothing has been cached and no memory has come back since the head was refused."""
+        assert self._refused is not None
+        _, _, spare, num_named, room = self._refused
+        allocator = self._typed
+        return (
+            spare <= spare_pages
+            and num_named == allocator.num_named
+            and all(now <= then for now, then in zip(allocator.room(), room, strict=True))
+        )
+
     def admit(
         self,
         seq: Sequence,
@@ -86,12 +108,22 @@ class TypedLane(Lane):
     ) -> bool:
         allocator, rank = self._typed, self.rank
         tokens = cached_tokens + num_tokens
+        refused = self._refused
+        if reserve and refused is not None and refused[0] is seq:
+            if self._is_still_refused(spare_pages):
+                rank.blocked = True
+                return False
         allocator.claim(seq, 0, cached_tokens)
+        allocator.begin(seq, tokens)
         needs = allocator.needs_for_all(seq, max(tokens, seq.prefill_tokens if reserve else 0))
         if allocator.lacks(needs, spare_pages) or allocator.grow([(seq, tokens)]):
             allocator.unclaim(seq)
             rank.blocked = reserve or cached_tokens == 0
+            if reserve:
+                room = allocator.room()
+                self._refused = (seq, cached_tokens, spare_pages, allocator.num_named, room)
             return False
+        self._refused = None
         self.waiting.popleft()
         rank.recorder.admitted(seq, cached_tokens, rank.now_ns)
         seq.computed_tokens = seq.cached_tokens = cached_tokens
@@ -128,6 +160,7 @@ class TypedLane(Lane):
 
     def _start_decoding(self, seq: Sequence) -> None:
         super()._start_decoding(seq)
+        self._fresh.append(seq)
         for due in self._dues(seq):
             due[seq] = None
 
@@ -140,6 +173,8 @@ class TypedLane(Lane):
         super()._finish(seq, pages, end_ns)
 
     def _leave(self, seq: Sequence) -> None:
+        if seq in self._fresh:
+            self._fresh.remove(seq)
         for due in self._dues(seq):
             due.pop(seq, None)
 

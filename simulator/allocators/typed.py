@@ -55,6 +55,7 @@ class TypedAllocator:
         *,
         aligned: bool = True,
         most_chunk: int = 1 << 60,
+        stores_chunks: bool = True,
     ) -> None:
         self.kinds = tuple(kinds)
         self.block_tokens = block_tokens
@@ -66,8 +67,10 @@ class TypedAllocator:
         self._blocks_per_id = 1 if index is None else index.extent_tokens // block_tokens
         self._queues = [0 if aligned else number for number in range(len(self.kinds))]
         self._most_chunk = most_chunk  # tokens of one iteration
+        self._stores_chunks = stores_chunks  # whole, until the next
         self._clock = 0  # events in which pages were given back
         self.held: dict[Sequence, Held] = {}
+        self.num_named = 0  # pages that others could find, ever
         self.counters = {"compactions": 0}
 
     # --- the books --------------------------------------------------------------------------------
@@ -155,6 +158,12 @@ class TypedAllocator:
                 kind.pool.pin(page)
                 held.pages[number].append(page)
 
+    def begin(self, seq: Sequence, tokens: int) -> None:
+        """The first chunk, of so many tokens, is to be computed, and stored whole or not."""
+        held = self.held[seq]
+        if not self._stores_chunks and not held.named:
+            held.first = [self._first(kind, tokens) for kind in self.kinds]
+
     def unclaim(self, seq: Sequence) -> None:
         """Forget that it was claimed: what it pinned is as recently used as it was before."""
         for number, pages in enumerate(self.held.pop(seq).pages):
@@ -217,6 +226,12 @@ class TypedAllocator:
         """Whether memory does not suffice for these needs and so many pages of the books."""
         return self._lacks(needs, spare_pages) > 0
 
+    def room(self) -> tuple[int, ...]:
+        """What there is: large pages that nobody uses, and small ones beside others in use."""
+        return tuple(
+            n for pool in self.pools for n in (pool.num_available, *pool.spare.values())
+        )
+
     def grow(self, wanted: list[tuple[Sequence, int]]) -> int:
         """Pages for so many tokens of each sequence: all of them, or none and what lacks."""
         each = [self._needs(seq, tokens) for seq, tokens in wanted]
@@ -273,6 +288,7 @@ class TypedAllocator:
                 if offset >= 0:
                     key = (number, held.ids[block // each], block)
                     kind.pool.name(held.pages[number][offset], key)
+                    self.num_named += 1
         held.named = max(held.named, blocks)
 
     def release(self, seq: Sequence, num_pages: int) -> None:

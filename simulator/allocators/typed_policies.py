@@ -25,6 +25,9 @@ class _Typed(_Growing):
     prefix_caching: bool = True  # where requests name their content
     # Tokens kept beyond a window: else what follows a shared prompt pushes out what a hit needs.
     window_extra: int = 0
+    # A chunk's KV is stored whole until the next. False: of a prompt's first chunk only the last
+    # window is, as where attention reads the keys of a whole prompt while they are at hand.
+    store_chunks: bool = True
     knows_holders: ClassVar[bool] = True  # its lanes tell it whose pages they take
 
     def __post_init__(self) -> None:
@@ -50,6 +53,7 @@ class _Typed(_Growing):
             _index(pool) if self.prefix_caching else None,
             aligned=self._is_aligned(),
             most_chunk=pool.max_num_tokens,
+            stores_chunks=self.store_chunks,
         )
 
     def fits(self, pool: Pool) -> Mask:

@@ -41,6 +41,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "request_aware": (True, True, False),
     "eviction": ("aligned", "queue"),
     "window_extra": (0, 0, 20),
+    "store_chunks": (True, True, False),
     "window_weight": (0.5, 2.0),
     "prefix_caching": (True, True, False),
     "fit": ("first", "best", "anywhere"),
