@@ -83,13 +83,14 @@ class TypedLane(Lane):
 
     def cached(self, seq: Sequence) -> int:
         refused = self._refused
-        if refused is not None and refused[0] is seq and self._is_still_refused(refused[2]):
+        if refused is not None and self._is_refused(seq, refused[2]):
             return refused[1]
         return super().cached(seq)
 
-    def _is_still_refused(self, spare_pages: int) -> bool:
-        """Nothing has been cached and no memory has come back since the head was refused."""
-        assert self._refused is not None
+    def _is_refused(self, seq: Sequence, spare_pages: int) -> bool:
+        """It was, and since then nothing has been cached and no memory has come back."""
+        if self._refused is None or self._refused[0] is not seq:
+            return False
         _, _, spare, num_named, room = self._refused
         allocator = self._typed
         return (
@@ -108,11 +109,9 @@ class TypedLane(Lane):
     ) -> bool:
         allocator, rank = self._typed, self.rank
         tokens = cached_tokens + num_tokens
-        refused = self._refused
-        if reserve and refused is not None and refused[0] is seq:
-            if self._is_still_refused(spare_pages):
-                rank.blocked = True
-                return False
+        if reserve and self._is_refused(seq, spare_pages):
+            rank.blocked = True
+            return False
         allocator.claim(seq, 0, cached_tokens)
         allocator.begin(seq, tokens)
         needs = allocator.needs_for_all(seq, max(tokens, seq.prefill_tokens if reserve else 0))

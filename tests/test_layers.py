@@ -40,7 +40,7 @@ LAYERS: tuple[set[str], ...] = (
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
     {"clashes", "cluster", "collect", "drafting", "experiment", "fleet", "kv_link", "lane", "lanes"}
-    | {"lockstep", "migration", "rank", "replica", "setup", "speculating"},
+    | {"lockstep", "migration", "rank", "replica", "setup", "speculating", "typed_lane"},
     # 5: one run
     {"engine"},
     # 6: around a run

@@ -68,7 +68,9 @@ class LcmPool:
         self._open: dict[str, dict[int, dict[Large, None]]] = {kind: {} for kind in small_bytes}
         # What may be evicted, by stamp; entries whose page has been used since are passed over.
         self._idle: list[tuple[Stamp, int, int, Large]] = []
-        self._loose: dict[str, list[tuple[Stamp, int, int, Page]]] = {kind: [] for kind in small_bytes}
+        self._loose: dict[str, list[tuple[Stamp, int, int, Page]]] = {
+            kind: [] for kind in small_bytes
+        }
         self._serial = 0
 
     @property
@@ -138,8 +140,8 @@ class LcmPool:
             self._rest(large)
 
     def name(self, page: Page, key: Hashable) -> None:
-        """The page's content can be found under `key`, unless another's can already."""
-        if key not in self.cached:
+        """The page's content can be found under `key`, unless it or another can already."""
+        if page.key is None and key not in self.cached:
             page.key = key
             self.cached[key] = page
 

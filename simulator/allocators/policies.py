@@ -36,7 +36,11 @@ class KVAllocator(Protocol):
     """KV pages of one attention rank."""
 
     num_pages: int
-    free_pages: int  # unreferenced, whether or not their content is still cached
+
+    @property
+    def free_pages(self) -> int:
+        """Unreferenced, whether or not their content is still cached."""
+        ...
 
     def match(self, seq: Sequence) -> tuple[int, int, int]:
         """Prompt tokens whose KV is cached, their pages, and what admission takes of the free ones.

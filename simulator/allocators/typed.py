@@ -228,9 +228,7 @@ class TypedAllocator:
 
     def room(self) -> tuple[int, ...]:
         """What there is: large pages that nobody uses, and small ones beside others in use."""
-        return tuple(
-            n for pool in self.pools for n in (pool.num_available, *pool.spare.values())
-        )
+        return tuple(n for pool in self.pools for n in (pool.num_available, *pool.spare.values()))
 
     def grow(self, wanted: list[tuple[Sequence, int]]) -> int:
         """Pages for so many tokens of each sequence: all of them, or none and what lacks."""

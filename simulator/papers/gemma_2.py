@@ -115,7 +115,9 @@ def picture(case: Case) -> Picture:
         kept = [n * whole * (kept_share(model, n) if n else 0) / 2**20 for n in tokens]
         lines.append(Line(label=f"{size}, windows", x=tuple(map(float, tokens)), y=tuple(kept)))
         full = tuple(n * whole / 2**20 for n in tokens)
-        lines.append(Line(label=f"{size}, all full", x=tuple(map(float, tokens)), y=full, dashed=True))
+        lines.append(
+            Line(label=f"{size}, all full", x=tuple(map(float, tokens)), y=full, dashed=True)
+        )
     return Picture(
         title="Gemma 2: KV of one request",
         x_label="tokens",

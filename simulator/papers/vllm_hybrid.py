@@ -15,7 +15,6 @@ from simulator.engine import prepare
 from simulator.memory import KvType, kv_capacity
 from simulator.papers.case import Case, Changes, Line, Measure, Picture
 from simulator.request import RequestTable, Sequence
-from simulator.setup import pool_of
 
 GPT_OSS: Changes = {"model": "gpt-oss-120b", "plan": {"tp": 1}}
 GIB = 2**30
