@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.allocators import (
+    AllocatorPolicy,
     Hybrid,
     Jenga,
     MaxPage,
+    Paged,
     Pool,
     StaticPartition,
     Uniform,
@@ -27,8 +29,9 @@ from simulator.memory import KvType
 from simulator.request import RequestTable, Sequence
 from simulator.routers.llumnix import Llumnix
 from simulator.setup import Setup
+from tests.simulator.outcomes import BOOKED
 from tests.simulator.toys import toy_cost, toy_setup, toy_table
-from tests.simulator.watch import check_kinds
+from tests.simulator.watch import check_kinds, difference
 
 BLOCK, WINDOW = 4, 10
 
@@ -302,3 +305,13 @@ def test_one_request_alone_that_lies_scattered_is_moved_together() -> None:
     assert held(allocator, second) == [(0, 2), (0, 2)]
     assert allocator.free_pages >= before == 2
     assert check_kinds(allocator) == 2
+
+
+@pytest.mark.parametrize("policy", [Jenga(), MaxPage(), StaticPartition(), Hybrid(), Uniform()])
+def test_where_all_layers_are_alike_pages_by_kind_are_plain_pages(policy: AllocatorPolicy) -> None:
+    for seed, lanes in ((1, 1), (2, 2)):
+        requests = toy_table(seed, 80, rate=60, most_output=60)
+        setup = toy_setup(requests, num_pages=60, num_lanes=lanes, allocator=Paged())
+        plain, typed = run(setup), run(replace(setup, allocator=policy))
+        assert plain.preemptions.sum() > 0
+        assert difference(plain, typed, but=BOOKED) == ""
