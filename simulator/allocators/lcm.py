@@ -42,7 +42,7 @@ class Large:
         self.kind = kind
         self.owner = owner
         self.pages = [Page(self) for _ in range(num_pages)]
-        self.empty = self.pages[::-1]
+        self.empty = self.pages[::-1] if num_pages > 1 else []
         self.num_used = 0
         self.is_idle = False  # nobody uses it, but it caches
         self.stamp = NEVER  # of its page to be kept longest, while idle
@@ -64,6 +64,7 @@ class LcmPool:
         self.spare = dict.fromkeys(small_bytes, 0)  # not in use, in large pages that are
         self.num_idle = 0
         self._free = list(range(self.num_large))[::-1]
+        self._made: dict[int, Large] = {}  # as they were last carved
         # Large pages in use that have an empty small one, by their owner.
         self._open: dict[str, dict[int, dict[Large, None]]] = {kind: {} for kind in small_bytes}
         # What may be evicted, by stamp; entries whose page has been used since are passed over.
@@ -89,6 +90,8 @@ class LcmPool:
 
     def take(self, kind: str, owner: int, may_open: bool = True) -> Page | None:
         """A small page; None where everything is in use. `may_open`: carve a new large page."""
+        if self.per_large[kind] == 1:
+            return self._take_whole(kind, owner)
         aware = self.request_aware
         large = self._of(kind, owner) if aware else self._of_anybody(kind)
         if large is None and may_open:
@@ -105,6 +108,15 @@ class LcmPool:
                 self._close(large)
         self._use(page)
         page.refs = 1
+        return page
+
+    def _take_whole(self, kind: str, owner: int) -> Page | None:
+        """The only small page of a large one: no ladder to climb."""
+        large = self._carve(kind, owner)
+        if large is None:
+            return None
+        page = large.pages[0]
+        page.refs = large.num_used = 1
         return page
 
     def pin(self, page: Page) -> None:
@@ -124,6 +136,12 @@ class LcmPool:
         large = page.large
         kind = large.kind
         large.num_used -= 1
+        if len(large.pages) == 1:
+            if page.key is None:
+                self._free.append(large.number)
+            else:
+                self._rest(large)
+            return
         if page.key is None:
             large.empty.append(page)
         if large.num_used:
@@ -162,7 +180,8 @@ class LcmPool:
         large.num_used += 1
 
     def _rest(self, large: Large) -> None:
-        self._close(large)
+        if len(large.pages) > 1:
+            self._close(large)
         large.is_idle = True
         self.num_idle += 1
         large.stamp = max(page.stamp for page in large.pages if page.key is not None)
@@ -197,8 +216,13 @@ class LcmPool:
     def _carve(self, kind: str, owner: int) -> Large | None:
         if not self._free and not self._evict_large():
             return None
-        large = Large(self._free.pop(), kind, owner, self.per_large[kind])
-        self._open[kind].setdefault(owner, {})[large] = None
+        number, num_pages = self._free.pop(), self.per_large[kind]
+        large = self._made.get(number)
+        if large is None or len(large.pages) != num_pages:
+            large = self._made[number] = Large(number, kind, owner, num_pages)
+        large.kind, large.owner = kind, owner
+        if num_pages > 1:
+            self._open[kind].setdefault(owner, {})[large] = None
         return large
 
     def _evict_large(self) -> bool:
@@ -209,7 +233,10 @@ class LcmPool:
                 large.is_idle = False
                 self.num_idle -= 1
                 for page in large.pages:
-                    self._forget(page)
+                    if page.key is not None:
+                        self._forget(page)
+                        if len(large.pages) > 1:
+                            large.empty.append(page)
                 self._return(large)
                 return True
         return False
@@ -236,7 +263,8 @@ class LcmPool:
                 del self._open[large.kind][large.owner]
 
     def _return(self, large: Large) -> None:
-        self._close(large)
+        if len(large.pages) > 1:
+            self._close(large)
         self._free.append(large.number)
 
 
