@@ -20,7 +20,7 @@ from simulator.request import Sequence
 class TypedLane(Lane):
     """Sequences of one rank that iterate together, on pages of several kinds."""
 
-    __slots__ = ("_due", "_fresh", "_refused", "_steps")
+    __slots__ = ("_due", "_fresh", "_refused", "_slid", "_steps")
 
     def __init__(self, key: int, rank: Rank, cost: CompiledCost, log: LaneLog) -> None:
         super().__init__(key, rank, cost, log)
@@ -30,6 +30,7 @@ class TypedLane(Lane):
         # The context at which a block begins, and those at which one has left a window.
         windows = [kind.window + kind.extra for kind in self._typed.kinds if kind.window]
         self._fresh: list[Sequence] = []  # they hold what their last chunk needed
+        self._slid = False  # pages came back since the last claim: a scheduler may not have seen them
         # Who was last refused for a whole prompt, with what was cached and what room there was.
         self._refused: tuple[Sequence, int, int, int, tuple[int, ...]] | None = None
         self._steps = {1 % size, *(window % size for window in windows)}
@@ -60,17 +61,20 @@ class TypedLane(Lane):
         self._fresh.clear()  # what they need besides, they need as all of `due`
         wanted = [(seq, decodes.context(seq) + ahead) for seq in changing]
         for seq, context in wanted:
-            if allocator.slide(seq, context - 1):
-                self.rank.blocked = False
+            self._slide(seq, context - 1)
         return allocator.grow(wanted)
+
+    def _slide(self, seq: Sequence, query: int) -> None:
+        if self._typed.slide(seq, query):
+            self._slid = True
+            self.rank.blocked = False
 
     def _is_alone(self) -> bool:
         return len(self.rank.running) == 1
 
     def extend(self, seq: Sequence, num_tokens: int) -> bool:
         allocator = self._typed
-        if allocator.slide(seq, seq.computed_tokens):
-            self.rank.blocked = False
+        self._slide(seq, seq.computed_tokens)
         wanted = [(seq, seq.computed_tokens + num_tokens)]
         if allocator.grow(wanted):
             if not self._is_alone():
@@ -138,6 +142,9 @@ class TypedLane(Lane):
         """Claims of several lanes end before they need pages."""
 
     def _repeats(self, claim: int) -> int:
+        slid, self._slid = self._slid, False
+        if slid and self.waiting:
+            return 1
         decodes = self.decodes
         most = min(claim, decodes.iterations_to_finish())
         if decodes.windows:
