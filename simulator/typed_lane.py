@@ -30,7 +30,9 @@ class TypedLane(Lane):
         # The context at which a block begins, and those at which one has left a window.
         windows = [kind.window + kind.extra for kind in self._typed.kinds if kind.window]
         self._fresh: list[Sequence] = []  # they hold what their last chunk needed
-        self._slid = False  # pages came back since the last claim: a scheduler may not have seen them
+        self._slid = (
+            False  # pages came back since the last claim: a scheduler may not have seen them
+        )
         # Who was last refused for a whole prompt, with what was cached and what room there was.
         self._refused: tuple[Sequence, int, int, int, tuple[int, ...]] | None = None
         self._steps = {1 % size, *(window % size for window in windows)}

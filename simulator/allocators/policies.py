@@ -74,9 +74,9 @@ class Pool:
     layout: PageLayout
     table: RequestTable
     max_model_len: int
-    types: tuple[KvType, ...]  # of layers, and bytes of all pages together
-    num_bytes: float
-    max_num_tokens: int  # of one iteration
+    types: tuple[KvType, ...] = (KvType(0, 1.0, 1),)  # of layers
+    num_bytes: float = 0.0  # of all pages together
+    max_num_tokens: int = 1 << 60  # of one iteration
 
 
 class AllocatorPolicy(Protocol):

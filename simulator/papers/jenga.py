@@ -11,7 +11,8 @@ from simulator.batch import PageLayout
 from simulator.engine import prepare
 from simulator.papers import jenga_served
 from simulator.papers.case import Case, Changes, Line, Measure, Picture
-from simulator.papers.jenga_served import UNIFORM, decode_batch
+from simulator.papers.jenga_loads import UNIFORM
+from simulator.papers.jenga_served import decode_batch
 
 BLOCK = 16  # tokens of a page
 # Other models than the experiment's serve no prompt of 128K in one piece.
