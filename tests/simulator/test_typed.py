@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from simulator.allocators import (
     StaticPartition,
     Uniform,
 )
-from simulator.allocators.lcm import LcmPool
+from simulator.allocators.lcm import Large, LcmPool
 from simulator.allocators.prefix import PrefixIndex
 from simulator.allocators.typed import Kind, TypedAllocator
 from simulator.batch import PageLayout
@@ -31,7 +32,7 @@ from simulator.routers.llumnix import Llumnix
 from simulator.setup import Setup
 from tests.simulator.outcomes import BOOKED
 from tests.simulator.toys import toy_cost, toy_setup, toy_table
-from tests.simulator.watch import check_kinds, difference
+from tests.simulator.watch import Planned, Watched, check_kinds, difference
 
 BLOCK, WINDOW = 4, 10
 
@@ -269,14 +270,14 @@ def test_a_router_that_moves_requests_is_refused() -> None:
 # --- served -------------------------------------------------------------------------------------
 
 
-def served(**changes: object) -> Setup:
-    return toy_setup(
-        toy_table(3, 60, most_prompt=280),
-        num_pages=90,
-        window_pages=((50, 2),),
-        cost=toy_cost(windows=(0, 50)),
-        **({"allocator": Jenga()} | changes),
-    )
+def served(**changes: Any) -> Setup:
+    usual: dict[str, Any] = {
+        "num_pages": 90,
+        "window_pages": ((50, 2),),
+        "cost": toy_cost(windows=(0, 50)),
+        "allocator": Jenga(),
+    }
+    return toy_setup(toy_table(3, 60, most_prompt=280), **(usual | changes))
 
 
 def test_more_decode_together_where_windows_are_freed() -> None:
@@ -286,6 +287,28 @@ def test_more_decode_together_where_windows_are_freed() -> None:
         for policy in (Jenga(), Uniform(), MaxPage())
     }
     assert ends["Jenga"] < ends["MaxPage"] < ends["Uniform"]
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_requests_share_large_pages_only_where_the_pool_is_not_aware_of_them(aware: bool) -> None:
+    most = 0
+
+    def note(plan: Planned, lane: Any) -> None:
+        nonlocal most
+        holders: dict[Large, set[Sequence]] = {}
+        for seq, mine in lane.allocator.held.items():
+            for page in (page for pages in mine.pages for page in pages):
+                holders.setdefault(page.large, set()).add(seq)
+        most = max((most, *map(len, holders.values())))
+
+    setup = served(
+        num_pages=3000,
+        window_pages=((50, 5),),
+        allocator=Jenga(request_aware=aware),
+        coalesce=False,
+    )
+    run(replace(setup, scheduler=Watched(setup.scheduler, note)))
+    assert most == 1 if aware else most > 1
 
 
 def test_one_request_alone_that_lies_scattered_is_moved_together() -> None:
