@@ -42,7 +42,6 @@ class KvType(NamedTuple):
 
     window: int  # 0 = all tokens
     bytes_per_token: float  # of all of them, on the tightest GPU
-    layers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +202,7 @@ def _types(
         sizes.setdefault(heads.window, []).append(work.kv_bytes_per_token)
     if draft is not None and (extra := draft_kv_bytes(draft, plan)):
         sizes.setdefault(0, []).append(extra)
-    return tuple(KvType(window, sum(each), len(each)) for window, each in sorted(sizes.items()))
+    return tuple(KvType(window, sum(each)) for window, each in sorted(sizes.items()))
 
 
 def draft_weight_bytes(draft: DraftSpec, plan: ParallelPlan) -> float:

@@ -78,7 +78,7 @@ def pool_of(setup: Setup, kind: ReplicaKind) -> Pool:
         layout=kind.layout,
         table=setup.table,
         max_model_len=setup.max_model_len or kind.max_kv_tokens,
-        types=kind.kv_types or (KvType(0, 1.0, 1),),
+        types=kind.kv_types or (KvType(0, 1.0),),
         num_bytes=kind.kv_bytes or float(kind.num_pages * kind.layout.block_tokens),
         max_num_tokens=kind.cost.max_num_tokens,
     )

@@ -74,7 +74,7 @@ class Pool:
     layout: PageLayout
     table: RequestTable
     max_model_len: int
-    types: tuple[KvType, ...] = (KvType(0, 1.0, 1),)  # of layers
+    types: tuple[KvType, ...] = (KvType(0, 1.0),)  # of layers
     num_bytes: float = 0.0  # of all pages together
     max_num_tokens: int = 1 << 60  # of one iteration
 

@@ -35,7 +35,7 @@ def example_table(prompt_tokens: int, block: int) -> RequestTable:
 
 def example(window: int, groups: int, prompt_tokens: int, block: int, full: int = 1) -> Pool:
     """A pool for full layers (or none) and so many groups of layers with a window."""
-    types = ((KvType(0, 1.0, 1),) if full else ()) + (KvType(window, float(groups), groups),)
+    types = ((KvType(0, 1.0),) if full else ()) + (KvType(window, float(groups)),)
     return Pool(
         num_pages=1000,
         layout=PageLayout(block, full, ((window, groups),)),

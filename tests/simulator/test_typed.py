@@ -55,7 +55,7 @@ def pool(requests: RequestTable, num_bytes: float = 4000.0, most: int = 64) -> P
         layout=PageLayout(BLOCK, 2, ((WINDOW, 3),)),
         table=requests,
         max_model_len=1000,
-        types=(KvType(0, 2.0, 2), KvType(WINDOW, 3.0, 3)),
+        types=(KvType(0, 2.0), KvType(WINDOW, 3.0)),
         num_bytes=num_bytes,
         max_num_tokens=most,
     )

@@ -85,7 +85,7 @@ def toy_setup(
         cost=cost,
         num_pages=num_pages,
         layout=PageLayout(block_tokens, 1, window_pages),
-        kv_types=(KvType(0, 1.0, 1), *(KvType(w, float(n), n) for w, n in window_pages)),
+        kv_types=(KvType(0, 1.0), *(KvType(w, float(n)) for w, n in window_pages)),
         kv_bytes=float(num_pages * block_tokens),
         max_kv_tokens=num_pages * block_tokens // (1 + sum(w for _, w in window_pages)),
     )
