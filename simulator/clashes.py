@@ -33,8 +33,9 @@ def refuse_clash(setup: Setup) -> None:
         )
     if isinstance(setup.router, Llumnix):
         drafts = any(kind.speculation is not None for kind in setup.kinds)
-        if drafts or isinstance(policy, VAttention):
-            other = "speculation" if drafts else "allocator VAttention"
+        by_name = isinstance(policy, VAttention) or getattr(policy, "knows_holders", False)
+        if drafts or by_name:
+            other = "speculation" if drafts else f"allocator {type(policy).__name__}"
             raise ConfigError(
                 f"router Llumnix and {other} clash: only KV in pages of one kind can be moved"
             )
@@ -62,7 +63,7 @@ def refuse_with_speculation(setup: Setup, drafter: str) -> None:
         names = f"scheduler {type(scheduler).__name__}, allocator {type(policy).__name__}"
         raise ConfigError(
             f"speculation with the {drafter} drafter needs a lane that neither swaps nor maps "
-            f"pages ({names})"
+            f"pages, nor knows who holds them ({names})"
         )
 
 

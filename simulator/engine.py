@@ -142,6 +142,8 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
         max_kv_tokens=capacity.tokens,
         speculation=speculation,
         page_bytes=capacity.block_bytes,
+        kv_types=capacity.types,
+        kv_bytes=capacity.kv_bytes,
         host_bytes_per_s=group.gpu.host_link.bytes_per_s,
         memory_bytes_per_s=group.gpu.memory_bytes_per_s,
         stage_layers=max(last - first for first, last in stage_layers(model.num_layers, plan.pp)),

@@ -12,6 +12,7 @@ from simulator.rank import Rank
 from simulator.recorder import LaneLog
 from simulator.request import Sequence
 from simulator.schedulers import Scheduler
+from simulator.typed_lane import TypedLane
 
 
 class StaticLane(Lane):
@@ -242,6 +243,8 @@ def lane_maker(
         return swapping
     if getattr(scheduler, "runs_to_completion", False):
         return StaticLane
+    if getattr(allocator, "knows_holders", False):
+        return TypedLane
     if not isinstance(allocator, VAttention):
         return NanoLane if overlaps else Lane
 

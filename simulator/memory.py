@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from simulator import params
 from simulator.draft import DraftSpec, split_draft
@@ -36,6 +37,13 @@ WORKSPACE_BYTES = 100 * MIB
 COMMUNICATION_BYTES = 400 * MIB
 
 
+class KvType(NamedTuple):
+    """Layers that keep the same tokens."""
+
+    window: int  # 0 = all tokens
+    bytes_per_token: float  # of all of them, on the tightest GPU
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvCapacity:
     """Memory of the tightest GPU, and the KV blocks every attention rank gets."""
@@ -52,6 +60,7 @@ class KvCapacity:
     # pages plus weight * min(ceil(n / block), ceil(window / block) + 1) for each window.
     blocks_full_weight: int
     window_weights: tuple[tuple[int, int], ...]  # (window, weight)
+    types: tuple[KvType, ...]  # by window
 
 
 def kv_capacity(
@@ -163,6 +172,8 @@ def _stage(
         block_bytes += settings.block_tokens * draft_kv_bytes(draft, plan)
     kv_bytes = _left_over(terms, block_bytes, gpu, settings)
     num_blocks = settings.num_blocks or int(kv_bytes // block_bytes)
+    if settings.num_blocks:
+        kv_bytes = num_blocks * block_bytes
     windows = tuple((window, num) for window, num in groups.items() if window)
     full = groups.get(0, 0)
     return KvCapacity(
@@ -176,7 +187,22 @@ def _stage(
         kv_bytes=kv_bytes,
         blocks_full_weight=full,
         window_weights=windows,
+        types=_types(model, plan, draft, first, last),
     )
+
+
+def _types(
+    model: ModelSpec, plan: ParallelPlan, draft: DraftSpec | None, first: int, last: int
+) -> tuple[KvType, ...]:
+    """Types of a stage's layers; a drafter's keep every token."""
+    sizes: dict[int, list[float]] = {}
+    for kind in model.layer_order[first:last]:
+        heads = model.layer_kinds[kind].attention
+        work = attention_work(heads, model.kv_format, plan.tp)
+        sizes.setdefault(heads.window, []).append(work.kv_bytes_per_token)
+    if draft is not None and (extra := draft_kv_bytes(draft, plan)):
+        sizes.setdefault(0, []).append(extra)
+    return tuple(KvType(window, sum(each)) for window, each in sorted(sizes.items()))
 
 
 def draft_weight_bytes(draft: DraftSpec, plan: ParallelPlan) -> float:

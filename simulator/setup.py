@@ -12,6 +12,7 @@ from simulator.allocators import AllocatorPolicy, Paged, Pool, PrefixCaching
 from simulator.batch import FOREVER, PageLayout
 from simulator.costs.compiled import CompiledCost
 from simulator.drafting import SpeculationKind
+from simulator.memory import KvType
 from simulator.migration import CopyTime
 from simulator.request import Ints, RequestTable
 from simulator.routers import Router
@@ -36,6 +37,8 @@ class ReplicaKind:
     page_bytes: float = 2.0**21  # of one page on one of its GPUs
     host_bytes_per_s: float = 25e9  # from each GPU to its host's memory
     memory_bytes_per_s: float = 2e12  # of its own
+    kv_types: tuple[KvType, ...] = ()  # of layers; () = one, a byte a token
+    kv_bytes: float = 0.0  # of the pool, on one GPU; 0 = a byte a token of each page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,9 @@ def pool_of(setup: Setup, kind: ReplicaKind) -> Pool:
         layout=kind.layout,
         table=setup.table,
         max_model_len=setup.max_model_len or kind.max_kv_tokens,
+        types=kind.kv_types or (KvType(0, 1.0),),
+        num_bytes=kind.kv_bytes or float(kind.num_pages * kind.layout.block_tokens),
+        max_num_tokens=kind.cost.max_num_tokens,
     )
 
 

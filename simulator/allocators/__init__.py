@@ -17,6 +17,7 @@ from simulator.allocators.policies import (
     Reserved,
     VAttention,
 )
+from simulator.allocators.typed_policies import Hybrid, Jenga, MaxPage, StaticPartition, Uniform
 
 ALLOCATORS: dict[str, type] = {
     "paged": Paged,
@@ -24,17 +25,27 @@ ALLOCATORS: dict[str, type] = {
     "reserved": Reserved,
     "buddy": Buddy,
     "vattention": VAttention,
+    "uniform": Uniform,
+    "max_page": MaxPage,
+    "static_partition": StaticPartition,
+    "vllm_hybrid": Hybrid,
+    "jenga": Jenga,
 }
 
 __all__ = [
     "ALLOCATORS",
     "AllocatorPolicy",
     "Buddy",
+    "Hybrid",
+    "Jenga",
     "KVAllocator",
+    "MaxPage",
     "Paged",
     "Pool",
     "PrefixCaching",
     "RemotePrefill",
     "Reserved",
+    "StaticPartition",
+    "Uniform",
     "VAttention",
 ]

@@ -24,6 +24,7 @@ from simulator.allocators.reserved import (
 from simulator.allocators.vattention import MappedAllocator
 from simulator.batch import PageLayout
 from simulator.errors import ConfigError
+from simulator.memory import KvType
 from simulator.request import Ints, RequestTable, Sequence
 from simulator.spec import ModelSpec
 from simulator.work import attention_work
@@ -35,7 +36,11 @@ class KVAllocator(Protocol):
     """KV pages of one attention rank."""
 
     num_pages: int
-    free_pages: int  # unreferenced, whether or not their content is still cached
+
+    @property
+    def free_pages(self) -> int:
+        """Unreferenced, whether or not their content is still cached."""
+        ...
 
     def match(self, seq: Sequence) -> tuple[int, int, int]:
         """Prompt tokens whose KV is cached, their pages, and what admission takes of the free ones.
@@ -69,6 +74,9 @@ class Pool:
     layout: PageLayout
     table: RequestTable
     max_model_len: int
+    types: tuple[KvType, ...] = (KvType(0, 1.0),)  # of layers
+    num_bytes: float = 0.0  # of all pages together
+    max_num_tokens: int = 1 << 60  # of one iteration
 
 
 class AllocatorPolicy(Protocol):

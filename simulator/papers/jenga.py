@@ -6,16 +6,17 @@ from math import ceil
 
 import numpy as np
 
-from simulator.allocators.lcm import LcmPool, Small
+from simulator.allocators.lcm import NEVER, LcmPool, Page
 from simulator.batch import PageLayout
 from simulator.engine import prepare
+from simulator.papers import jenga_served
 from simulator.papers.case import Case, Changes, Line, Measure, Picture
-from simulator.recorder import Result
+from simulator.papers.jenga_loads import UNIFORM
+from simulator.papers.jenga_served import decode_batch
 
 BLOCK = 16  # tokens of a page
 # Other models than the experiment's serve no prompt of 128K in one piece.
 CHUNKS: Changes = {"engine": {"max_num_batched_tokens": 8192}, "scheduler": "vllm_v1"}
-UNIFORM = {"allocator.windows": "kept"}  # every layer keeps every token
 # Llama-3.2-11B-Vision: 32 layers see text, 8 see the image; MMMU-pro's mean request.
 MLLAMA_BYTES = 8 * 128 * 2 * 2  # a token of a layer
 MLLAMA = {"text": (32, 43), "image": (8, 6193)}  # layers, tokens
@@ -69,29 +70,15 @@ def llama_4_context(case: Case) -> float:
     return kind.max_kv_tokens / (kind.num_pages // kind.layout.most * BLOCK)
 
 
-def burst(case: Case, changes: Changes) -> Result:
-    """20 documents at once."""
-    return case.simulate(changes)
-
-
-def decode_batch(result: Result) -> float:
-    """Mean sequences of an iteration that decodes."""
-    segments = result.lanes[0].segments
-    decodes = segments["num_decode"] > 0
-    return float(
-        np.average(segments["num_decode"][decodes], weights=segments["iterations"][decodes])
-    )
-
-
 def batch_ratio(case: Case) -> float:
-    return decode_batch(burst(case, {})) / decode_batch(burst(case, UNIFORM))
+    return decode_batch(case.simulate()) / decode_batch(case.simulate(UNIFORM))
 
 
 def steps_ratio(case: Case) -> float:
-    """Decode iterations, hybrid over uniform."""
+    """Decode iterations, LCM over uniform."""
     steps = []
-    for changes in ({}, UNIFORM):
-        segments = burst(case, changes).lanes[0].segments
+    for changes in (None, UNIFORM):
+        segments = case.simulate(changes).lanes[0].segments
         steps.append(int(segments["iterations"][segments["num_decode"] > 0].sum()))
     return steps[0] / steps[1]
 
@@ -104,19 +91,19 @@ def _returned(request_aware: bool) -> Measure:
         """
         rng = np.random.default_rng(case.seed)
         pool = LcmPool(10**7, {"cross": 256, "self": 384}, request_aware=request_aware)
-        held: list[list[Small]] = [[] for _ in range(200)]
+        held: list[list[Page]] = [[] for _ in range(200)]
         for _ in range(30):
             for request in rng.permutation(200).tolist():
                 page = pool.take("cross" if rng.random() < 0.5 else "self", request)
                 assert page is not None
                 held[request].append(page)
-        before = pool.num_free_large
+        before = pool.num_available
         ended = set(rng.permutation(200)[:100].tolist())
-        theirs = {large for pages in held for large, _ in pages if large.owner in ended}
+        theirs = {page.large for pages in held for page in pages if page.large.owner in ended}
         for request in sorted(ended):
             for page in held[request]:
-                pool.give(page)
-        return (pool.num_free_large - before) / len(theirs)
+                pool.give(page, NEVER)
+        return (pool.num_available - before) / len(theirs)
 
     return returned
 
@@ -137,6 +124,7 @@ MEASURES: dict[str, Measure] = {
     "steps_ratio": steps_ratio,
     "returned_aware": _returned(True),
     "returned_unaware": _returned(False),
+    **jenga_served.MEASURES,
 }
 
 

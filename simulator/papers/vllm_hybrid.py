@@ -2,20 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
+from simulator.allocators import Hybrid, Pool
+from simulator.allocators.prefix import PrefixIndex
+from simulator.allocators.typed import TypedAllocator
 from simulator.batch import PageLayout
 from simulator.engine import prepare
-from simulator.memory import kv_capacity
+from simulator.memory import KvType, kv_capacity
 from simulator.papers.case import Case, Changes, Line, Measure, Picture
+from simulator.request import RequestTable, Sequence
 
 GPT_OSS: Changes = {"model": "gpt-oss-120b", "plan": {"tp": 1}}
 GIB = 2**30
 
 
+def example_table(prompt_tokens: int, block: int) -> RequestTable:
+    """One request, with a name for each block."""
+    blocks = -(-prompt_tokens // block)
+    return RequestTable(
+        arrival_ns=np.zeros(1, dtype=np.int64),
+        prompt_tokens=np.array([prompt_tokens]),
+        output_tokens=np.ones(1, dtype=np.int64),
+        hash_ids=np.arange(blocks),
+        hash_offsets=np.array([0, blocks]),
+        hash_block_tokens=block,
+    )
+
+
+def example(window: int, groups: int, prompt_tokens: int, block: int, full: int = 1) -> Pool:
+    """A pool for full layers (or none) and so many groups of layers with a window."""
+    types = ((KvType(0, 1.0),) if full else ()) + (KvType(window, float(groups)),)
+    return Pool(
+        num_pages=1000,
+        layout=PageLayout(block, full, ((window, groups),)),
+        table=example_table(prompt_tokens, block),
+        max_model_len=1000,
+        types=types,
+        num_bytes=1000.0 * block,
+        max_num_tokens=prompt_tokens,
+    )
+
+
+def manager(pool: Pool) -> TypedAllocator:
+    made = Hybrid().build(pool)
+    assert isinstance(made, TypedAllocator)
+    return made
+
+
 def blocks_of_the_example(case: Case) -> float:
-    """Blocks of 112 tokens with 10 full and 20 window layers: block 16, window 32."""
-    return float(PageLayout(16, 1, ((32, 2),)).pages(112))
+    """Blocks of 112 computed tokens with 10 full and 20 window layers: block 16, window 32."""
+    hybrid, seq = manager(example(32, 2, 112, 16)), Sequence(0, 112, 1)
+    hybrid.claim(seq, 0)
+    hybrid.grow([(seq, 112)])
+    hybrid.slide(seq, 112)
+    return float(hybrid.num_pages - hybrid.free_pages)
+
+
+def blocks_in_flight(case: Case) -> float:
+    """And while a chunk of 64 tokens after the first 64 is computed."""
+    hybrid, seq = manager(example(32, 2, 128, 16)), Sequence(0, 128, 1)
+    hybrid.claim(seq, 0)
+    hybrid.grow([(seq, 64)])
+    hybrid.slide(seq, 64)
+    hybrid.grow([(seq, 128)])
+    return float(hybrid.num_pages - hybrid.free_pages)
+
+
+CACHED = (2, 3, 4, 5, 11, 12, 13)  # tokens of the design document's example
+
+
+def hit_length(cached: Iterable[int], prompt_tokens: int = 15) -> int:
+    """Longest hit of a prompt on layers with a window of 4, where these tokens are cached."""
+    pool = example(4, 1, prompt_tokens, 1, full=0)
+    hybrid, index = manager(pool), PrefixIndex(pool.table, 1)
+    (kind,) = hybrid.kinds
+    for token in cached:
+        page = kind.pool.take(kind.name, 1)
+        assert page is not None
+        kind.pool.name(page, (0, index.ids(0)[token], token))
+    return hybrid.match(Sequence(0, prompt_tokens, 1))[0]
+
+
+def _hit(below: int) -> Measure:
+    """The longest hit of fewer tokens, as if a full-attention layer had no more."""
+    return lambda case: float(hit_length(token for token in CACHED if token < below))
 
 
 def concurrency_gain(case: Case) -> float:
@@ -23,6 +97,16 @@ def concurrency_gain(case: Case) -> float:
     kind = prepare(case.experiment()).kinds[0]
     uniform = PageLayout(kind.layout.block_tokens, kind.layout.most)
     return (kind.num_pages / kind.layout.pages(8192)) / (kind.num_pages / uniform.pages(8192))
+
+
+def served_gain(case: Case) -> float:
+    """Requests of 8K that decode together, blocks freed over kept, when served."""
+    many = []
+    for kind in ("vllm_hybrid", "uniform"):
+        changes = {"allocator": {"kind": kind}, "workload.request_rate": "inf"}
+        segments = case.simulate(changes).lanes[0].segments
+        many.append(int(segments["num_decode"].max()))
+    return many[0] / many[1]
 
 
 def _gib_of_128k(windows: str) -> Measure:
@@ -54,6 +138,11 @@ def gemma_3_padding(case: Case) -> float:
 
 MEASURES: dict[str, Measure] = {
     "blocks_of_the_example": blocks_of_the_example,
+    "blocks_in_flight": blocks_in_flight,
+    "hit_14": _hit(15),
+    "hit_6": _hit(11),
+    "hit_5": _hit(5),
+    "served_gain": served_gain,
     "concurrency_gain": concurrency_gain,
     "gib_kept": _gib_of_128k("kept"),
     "gib_freed": _gib_of_128k("freed"),

@@ -38,6 +38,12 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "background": (True, False),
     "defer_reclamation": (True, False),
     "map_latency_s": (40e-6, 3e-3),
+    "request_aware": (True, True, False),
+    "eviction": ("aligned", "queue"),
+    "window_extra": (0, 0, 20),
+    "store_chunks": (True, True, False),
+    "window_weight": (0.5, 2.0),
+    "prefix_caching": (True, True, False),
     "fit": ("first", "best", "anywhere"),
     "max_batch_size": (0, 3, 8),
     "preemption": ("recompute", "swap"),
@@ -66,7 +72,10 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "max_stages": (3, 1),
 }
 TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
-CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention")} | {
+# Pages by kind of layer; they cache prefixes.
+TYPED = ("uniform", "max_page", "static_partition", "vllm_hybrid", "jenga")
+OTHERS = tuple(name for name in ALLOCATORS if name not in TYPED)
+CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention", *TYPED)} | {
     ("kv_aware", name) for name in ("reserved", "buddy")
 }
 STATELESS = tuple(name for name in ROUTERS if name != "llumnix")  # they go with every policy
@@ -76,9 +85,13 @@ COMBINATIONS = (
     *product(("vllm_v1",), ROUTERS, ("paged", "prefix_caching")),
     *(
         (scheduler, STATELESS[number % len(STATELESS)], allocator)
-        for number, (scheduler, allocator) in enumerate(product(SCHEDULERS, ALLOCATORS))
+        for number, (scheduler, allocator) in enumerate(
+            (*product(SCHEDULERS, OTHERS), *product(SCHEDULERS, TYPED))
+        )
         if (scheduler not in USUAL or allocator not in USUAL)
         and (scheduler, allocator) not in CLASHES
+        # `uniform` is `paged` or `prefix_caching` with another number of pages.
+        and (allocator != "uniform" or scheduler in ("vllm_v1", "vllm_v0"))
     ),
 )
 
@@ -100,7 +113,7 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     """The `number`-th set-up of these policies."""
     name = f"draw({scheduler!r}, {router!r}, {allocator!r}, {number})"
     rng = np.random.default_rng([number, crc32(f"{scheduler}/{router}/{allocator}".encode())])
-    shares = allocator == "prefix_caching"
+    shares = allocator == "prefix_caching" or allocator in TYPED
     policy = draw_policy(rng, SCHEDULERS[scheduler])
     own = np.random.default_rng([number, 7])  # so that a new allocator shifts no other draw
     memory = draw_policy(own, ALLOCATORS[allocator])

@@ -6,16 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.allocators.lcm import CACHED, EMPTY, USED, LcmPool, Small
+from simulator.allocators.lcm import NEVER, LcmPool, Page
 from simulator.errors import ConfigError
 
 EXAMPLE = {"cross": 256, "self": 384}  # 128 bytes a layer and token: 2 cross and 3 self layers
 
 
-def taken(pool: LcmPool, kind: str, request: int) -> Small:
+def taken(pool: LcmPool, kind: str, request: int) -> Page:
     page = pool.take(kind, request)
     assert page is not None
     return page
+
+
+def cache(pool: LcmPool, page: Page, time: int) -> None:
+    """Give a page back whose content may be found again."""
+    pool.name(page, (time, page.large.number))
+    pool.give(page, (time, 0, 0))
 
 
 def test_large_pages_are_the_least_common_multiple_of_the_example() -> None:
@@ -26,70 +32,107 @@ def test_large_pages_are_the_least_common_multiple_of_the_example() -> None:
 def test_ladder_prefers_own_pages_then_new_ones_then_idle_ones_then_anybodys() -> None:
     pool = LcmPool(3 * 768, EXAMPLE)
     first = taken(pool, "cross", 1)
-    assert taken(pool, "cross", 1)[0] is first[0]  # its own
+    assert taken(pool, "cross", 1).large is first.large  # its own
     second = taken(pool, "cross", 2)
-    assert second[0] is not first[0]  # a new one, though the first has room
+    assert second.large is not first.large  # a new one, though the first has room
     third = taken(pool, "self", 3)
-    pool.give(third, keep=True)  # idle: it only caches
+    cache(pool, third, 1)  # idle: it only caches
+    assert (1, 1) == (pool.num_available, pool.num_idle)
     fourth = taken(pool, "self", 4)
-    assert fourth[0].number == third[0].number
-    assert fourth[0] is not third[0]
+    assert fourth.large.number == third.large.number
+    assert (None, {}) == (third.key, pool.cached)
     anybodys = taken(pool, "cross", 5)
-    assert anybodys[0] in (first[0], second[0])
+    assert anybodys.large in (first.large, second.large)
+
+
+def test_a_pool_that_is_not_aware_of_requests_fills_what_is_open_first() -> None:
+    pool = LcmPool(3 * 768, EXAMPLE, request_aware=False)
+    assert taken(pool, "cross", 1).large is taken(pool, "cross", 2).large
+
+
+def test_the_large_page_used_least_recently_is_evicted_first() -> None:
+    pool = LcmPool(3 * 768, EXAMPLE)
+    larges = []
+    for request, time in enumerate((2, 1, 3)):
+        page = taken(pool, "self", request)
+        larges.append(page.large.number)
+        cache(pool, page, time)
+    evicted = [taken(pool, "cross", 10 + i).large.number for i in range(3)]
+    assert evicted == [larges[1], larges[0], larges[2]]
 
 
 def test_least_recently_used_cached_small_page_is_the_last_resort() -> None:
     pool = LcmPool(768, EXAMPLE)
     pages = [taken(pool, "cross", 1) for _ in range(3)]
-    pool.give(pages[0], keep=True)
-    pool.give(pages[1], keep=True)
-    pool.touch(pages[0])  # read again, so the other goes first
-    assert pages[1] == pool.take("cross", 2)
+    cache(pool, pages[0], 2)
+    cache(pool, pages[1], 1)
+    assert pages[1] is pool.take("cross", 2)
     assert pool.take("self", 2) is None
-    assert [CACHED, USED, USED] == pages[0][0].states
+    assert [0, 1, 1] == [page.refs for page in pages]
+
+
+def test_a_page_that_is_hit_is_not_evicted() -> None:
+    pool = LcmPool(768, EXAMPLE)
+    page = taken(pool, "self", 1)
+    cache(pool, page, 1)
+    pool.pin(page)
+    pool.pin(page)
+    pool.give(page, (2, 0, 0))
+    assert pool.take("cross", 2) is None
+    pool.give(page, (3, 0, 0))
+    assert pool.take("cross", 2) is not None
 
 
 def test_a_page_given_back_twice_is_refused() -> None:
     pool = LcmPool(768, EXAMPLE)
     page = taken(pool, "cross", 1)
-    pool.give(page)
-    assert pool.num_free_large == 1
-    with pytest.raises(ConfigError, match="given back twice"):
-        pool.give(page)
+    pool.give(page, NEVER)
+    assert pool.num_available == 1
+    with pytest.raises(ConfigError, match="is given twice"):
+        pool.give(page, NEVER)
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     aware=st.booleans(),
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
-    steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=120),
+    steps=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), max_size=120),
 )
 def test_no_small_page_has_two_users_and_all_large_ones_come_back(
     aware: bool, sizes: list[int], steps: list[tuple[int, int]]
 ) -> None:
     small = {str(number): size for number, size in enumerate(sizes)}
     pool = LcmPool(2000, small, request_aware=aware)
-    live: list[Small] = []
-    for action, choice in steps:
+    live: list[Page] = []
+    for time, (action, choice) in enumerate(steps):
         kind = str(choice % len(sizes))
         if action < 2:
+            roomy = pool.num_available > 0
             page = pool.take(kind, choice)
             if page is None:
-                assert pool.num_free_large == 0
+                assert (pool.num_available, pool.spare[kind]) == (0, 0)
                 continue
-            assert page[0].kind == kind
-            assert all(page[0] is not other[0] or page[1] != other[1] for other in live)
+            assert page.large.kind == kind
+            assert page not in live
+            if aware and roomy:  # while room lasts, nobody else is in its large page
+                assert page.large.owner == choice
             live.append(page)
         elif live:
-            pool.give(live.pop(choice % len(live)), keep=action == 3)
-    for large, index in live:
-        assert large.states[index] == USED
+            page = live.pop(choice % len(live))
+            if action >= 3:
+                pool.name(page, (action, choice))
+            pool.give(page, (time, 0, -choice))
+        elif pool.cached:
+            page = next(iter(pool.cached.values()))
+            pool.pin(page)
+            live.append(page)
+    larges = {page.large for page in live}
+    assert pool.num_available + len(larges) == pool.num_large
+    for name in small:
+        spare = [len(x.pages) - x.num_used for x in larges if x.kind == name]
+        assert pool.spare[name] == sum(spare)
     for page in live:
-        pool.give(page)
-    cached = [large for carved in pool._carved.values() for large in carved]
-    assert all(CACHED in large.states and USED not in large.states for large in cached)
-    assert pool.num_free_large + len(cached) == pool.num_large
-    assert all(
-        (EMPTY in large.states) == any(large in owned for owned in pool._open[large.kind].values())
-        for large in cached
-    )
+        pool.give(page, NEVER)
+    assert pool.num_available == pool.num_large
+    assert sum(pool.spare.values()) == 0
+    assert all(page.key == key and page.refs == 0 for key, page in pool.cached.items())

@@ -8,6 +8,7 @@ import numpy as np
 
 from simulator.batch import PageLayout
 from simulator.costs.compiled import AttentionCost, CompiledCost, StageCost, to_ticks
+from simulator.memory import KvType
 from simulator.request import RequestTable
 from simulator.routers import RoundRobin
 from simulator.schedulers import VllmV1
@@ -84,6 +85,8 @@ def toy_setup(
         cost=cost,
         num_pages=num_pages,
         layout=PageLayout(block_tokens, 1, window_pages),
+        kv_types=(KvType(0, 1.0), *(KvType(w, float(n)) for w, n in window_pages)),
+        kv_bytes=float(num_pages * block_tokens),
         max_kv_tokens=num_pages * block_tokens // (1 + sum(w for _, w in window_pages)),
     )
     fields = {"scheduler": VllmV1(), "router": RoundRobin()} | changes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from simulator import engine
 from simulator.allocators import KVAllocator
+from simulator.allocators.lcm import Page
 from simulator.allocators.reserved import ReservedAllocator
+from simulator.allocators.typed import TypedAllocator
 from simulator.batch import FOREVER
 from simulator.costs.compiled import TICK_BITS, CompiledCost
 from simulator.engine import run
@@ -122,11 +125,24 @@ class Audited:
         self.reserves = isinstance(
             inner, ReservedAllocator
         )  # takes its pages by itself, at admission
+        self.by_name = isinstance(inner, TypedAllocator)  # takes pages for a sequence, not a number
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
+    def grow(self, wanted: list[tuple[Sequence, int]]) -> int:
+        lacks: int = self.inner.grow(wanted)  # type: ignore[attr-defined]
+        self._check()
+        return lacks
+
+    def slide(self, seq: Sequence, query: int) -> bool:
+        found: bool = self.inner.slide(seq, query)  # type: ignore[attr-defined]
+        self._check()
+        return found
+
     def _check(self) -> None:
+        if self.by_name:
+            self.taken = check_kinds(self.inner)  # type: ignore[arg-type]
         free, total = self.inner.free_pages, self.inner.num_pages
         assert 0 <= free <= total
         assert self.taken + free == total
@@ -141,9 +157,9 @@ class Audited:
         assert unpinned <= self.inner.free_pages
         return tokens, held, unpinned
 
-    def claim(self, seq: Sequence, num_pages: int) -> None:
+    def claim(self, seq: Sequence, num_pages: int, *cached_tokens: int) -> None:
         self.taken += self.inner.match(seq)[2] if num_pages or self.reserves else 0
-        self.inner.claim(seq, num_pages)
+        self.inner.claim(seq, num_pages, *cached_tokens)
         self._check()
 
     def take(self, num_pages: int) -> None:
@@ -156,10 +172,34 @@ class Audited:
         before = self.inner.free_pages
         self.inner.release(seq, num_pages)
         returned = self.inner.free_pages - before
-        assert self.reserves or 0 <= returned <= num_pages
+        assert self.reserves or self.by_name or 0 <= returned <= num_pages
         assert self.shares or self.reserves or returned == num_pages
         self.taken -= returned
         self._check()
+
+
+def check_kinds(allocator: TypedAllocator) -> int:
+    """Recount what every sequence holds, and compare the pools' books with it.
+
+    Returns the large pages in use, as the allocator counts them.
+    """
+    refs: Counter[Page] = Counter()
+    for held in allocator.held.values():
+        for number, pages in enumerate(held.pages):
+            refs.update(pages)
+            assert all(page.large.kind == allocator.kinds[number].name for page in pages)
+    assert all(page.refs == count for page, count in refs.items())
+    used = 0.0
+    for pool in allocator.pools:
+        mine = {kind.name for kind in allocator.kinds if kind.pool is pool}
+        larges = Counter(page.large for page in refs if page.large.kind in mine)
+        assert all(large.num_used == count for large, count in larges.items())
+        assert pool.num_available + len(larges) == pool.num_large
+        for name in mine:
+            left = [len(large.pages) - large.num_used for large in larges if large.kind == name]
+            assert pool.spare[name] == sum(left)
+        used += len(larges) * pool.large_bytes
+    return int(used / min(pool.large_bytes for pool in allocator.pools))
 
 
 def run_audited(setup: Setup, made: list[Audited]) -> Result:
