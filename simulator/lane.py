@@ -232,6 +232,7 @@ class Lane:
         del self.rank.running[seq]
         self.rank.blocked = False
         self.rank.num_evictions += 1
+        self.claim = 0  # another lane may have evicted it: the plan, and its price, stand no more
         if seq in self.prefilling:
             self.prefilling.remove(seq)
             pages = seq.blocks

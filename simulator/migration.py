@@ -178,6 +178,7 @@ class Migrations:
         decodes, rank = lane.decodes, lane.rank
         del rank.running[seq]
         rank.blocked = False
+        lane.claim = 0  # the plan it was in stands no more
         rank.recorder.paused(seq, lane.key, len(lane.log.end_ns) - 1)
         seq.generated_tokens += decodes.iteration - seq.decode_since
         kv_tokens = decodes.context(seq) - 1
