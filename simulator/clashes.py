@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from simulator.allocators import VAttention
+from simulator.allocators import PrefixCaching, VAttention
 from simulator.errors import ConfigError
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
 from simulator.routers.llumnix import Llumnix
+from simulator.schedulers import VllmV1
 from simulator.setup import Setup, policy_of, pool_of
 
 
@@ -30,6 +31,8 @@ def refuse_clash(setup: Setup) -> None:
             f"router {names[0]}, scheduler {names[1]} and allocator {type(policy).__name__} "
             f"clash: {reason}"
         )
+    if any(kind.host is not None for kind in setup.kinds):
+        _refuse_with_offload(setup)
     if isinstance(setup.router, Llumnix):
         drafts = any(kind.speculation is not None for kind in setup.kinds)
         if drafts or isinstance(policy, VAttention):
@@ -42,6 +45,26 @@ def refuse_clash(setup: Setup) -> None:
             "router.scale: expected plan.attention_dp = 1, as ranks that step together are started "
             f"and drained together (got {setup.kinds[0].num_ranks})"
         )
+
+
+def _refuse_with_offload(setup: Setup) -> None:
+    """Host memory stands behind vLLM V1's prefix cache of a model whose layers keep everything."""
+    expected = ""
+    if not isinstance(setup.scheduler, VllmV1):
+        expected = f"scheduler vllm_v1 (got {type(setup.scheduler).__name__})"
+    elif isinstance(setup.router, Llumnix):
+        expected = "a router that moves no requests (got Llumnix)"
+    elif setup.table.hash_ids is None:
+        expected = f"a workload that names prefixes by hash_ids ({setup.table.name} does not)"
+    elif not isinstance(policy_of(setup), PrefixCaching):
+        name = type(policy_of(setup)).__name__
+        expected = f"the allocator prefix_caching, and engine.prefix_caching: true (got {name})"
+    elif any(kind.layout.windows for kind in setup.kinds):
+        expected = "a model without attention windows"
+    elif any(kind.speculation is not None for kind in setup.kinds):
+        expected = "no speculation"
+    if expected:
+        raise ConfigError(f"engine.kv_offload: expected {expected}")
 
 
 def refuse_with_speculation(setup: Setup, drafter: str) -> None:

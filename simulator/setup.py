@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.allocators import AllocatorPolicy, Paged, Pool, PrefixCaching
+from simulator.allocators import AllocatorPolicy, HostMemory, Paged, Pool, PrefixCaching
 from simulator.batch import FOREVER, PageLayout
 from simulator.costs.compiled import CompiledCost
 from simulator.drafting import SpeculationKind
@@ -33,6 +33,7 @@ class ReplicaKind:
     stage_layers: int = 1  # layers of the longest stage
     page_bytes: float = 2.0**21  # of one page on one of its GPUs
     host_bytes_per_s: float = 25e9  # from each GPU to its host's memory
+    host: HostMemory | None = None  # for what the prefix cache has lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ def pool_of(setup: Setup, kind: ReplicaKind) -> Pool:
         layout=kind.layout,
         table=setup.table,
         max_model_len=setup.max_model_len or kind.max_kv_tokens,
+        host=kind.host,
     )
 
 

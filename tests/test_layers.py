@@ -39,7 +39,8 @@ LAYERS: tuple[set[str], ...] = (
     {"allocators", "costs", "routers", "schedulers", "speculation", "workloads"}
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
-    {"clashes", "cluster", "collect", "drafting", "experiment", "fleet", "kv_link", "lane", "lanes"}
+    {"clashes", "cluster", "collect", "copying", "drafting", "experiment", "fleet", "kv_link"}
+    | {"lane", "lanes", "offload"}
     | {"lockstep", "migration", "rank", "replica", "setup", "speculating"},
     # 5: one run
     {"engine"},

@@ -6,6 +6,7 @@ keep `free_pages`; the lane asks before it schedules, so `take` never fails.
 
 from __future__ import annotations
 
+from simulator.allocators.host_tier import HostMemory
 from simulator.allocators.policies import (
     AllocatorPolicy,
     Buddy,
@@ -30,6 +31,7 @@ __all__ = [
     "ALLOCATORS",
     "AllocatorPolicy",
     "Buddy",
+    "HostMemory",
     "KVAllocator",
     "Paged",
     "Pool",

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.allocators.host_tier import HostMemory
+from simulator.allocators.offloading import OffloadingAllocator
 from simulator.allocators.paged import PagedAllocator
 from simulator.allocators.prefix import PrefixCachingAllocator, PrefixIndex
 from simulator.allocators.remote import RemotePrefillAllocator
@@ -69,6 +71,7 @@ class Pool:
     layout: PageLayout
     table: RequestTable
     max_model_len: int
+    host: HostMemory | None = None  # behind a prefix cache
 
 
 class AllocatorPolicy(Protocol):
@@ -144,6 +147,10 @@ class PrefixCaching(_Growing):
     def build(self, pool: Pool) -> KVAllocator:
         layout = pool.layout
         index = PrefixIndex(pool.table, layout.block_tokens)
+        if pool.host is not None:
+            return OffloadingAllocator(
+                pool.num_pages, index, layout.block_tokens, layout.full, pool.host
+            )
         return PrefixCachingAllocator(pool.num_pages, index, layout.block_tokens, layout.full)
 
 

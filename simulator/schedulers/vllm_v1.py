@@ -91,6 +91,8 @@ class VllmV1:
         while waiting and budget > 0 and room > 0:
             seq = waiting[0]
             cached = lane.cached(seq)
+            if cached < 0:  # it has left, to come back when its KV has been loaded
+                continue
             missing = seq.prefill_tokens - cached
             chunk = self._chunk(missing, budget)
             if not self.chunked_prefill and chunk < self._chunk(missing, missing):
