@@ -7,7 +7,6 @@ from simulator.errors import ConfigError
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
 from simulator.routers.llumnix import Llumnix
-from simulator.schedulers import VllmV1
 from simulator.setup import Setup, policy_of, pool_of
 
 
@@ -31,6 +30,16 @@ def refuse_clash(setup: Setup) -> None:
             f"router {names[0]}, scheduler {names[1]} and allocator {type(policy).__name__} "
             f"clash: {reason}"
         )
+    if hasattr(setup.scheduler, "switch_space"):
+        if any(kind.num_lanes > 1 for kind in setup.kinds):
+            raise ConfigError(
+                "scheduler fastswitch: expected plan.pp = 1, as one batch switches at a time "
+                f"(got {setup.kinds[0].num_lanes})"
+            )
+        if isinstance(setup.router, Llumnix):
+            raise ConfigError(
+                "router Llumnix and scheduler FastSwitch clash: both move the same KV"
+            )
     if any(kind.host is not None for kind in setup.kinds):
         _refuse_with_offload(setup)
     if isinstance(setup.router, Llumnix):
@@ -50,7 +59,7 @@ def refuse_clash(setup: Setup) -> None:
 def _refuse_with_offload(setup: Setup) -> None:
     """Host memory stands behind vLLM V1's prefix cache of a model whose layers keep everything."""
     expected = ""
-    if not isinstance(setup.scheduler, VllmV1):
+    if not getattr(setup.scheduler, "waits_for_loads", False):
         expected = f"scheduler vllm_v1 (got {type(setup.scheduler).__name__})"
     elif isinstance(setup.router, Llumnix):
         expected = "a router that moves no requests (got Llumnix)"

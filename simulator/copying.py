@@ -10,7 +10,7 @@ from simulator.lane import Lane
 from simulator.rank import Rank
 from simulator.recorder import LaneLog
 from simulator.replica import Replica
-from simulator.setup import Setup
+from simulator.setup import ReplicaKind, Setup
 
 Then = Callable[[int, Callable[[], None]], None]  # at that time, do this and wake the replica
 
@@ -27,7 +27,14 @@ class CopyingLane(Lane):
 
 def copies(setup: Setup) -> bool:
     """Whether KV comes and goes at times of its own, which nobody knows before the run."""
-    return any(kind.host is not None for kind in setup.kinds)
+    is_asynchronous = getattr(setup.scheduler, "asynchronous", False)
+    return is_asynchronous or any(kind.host is not None for kind in setup.kinds)
+
+
+def keeps_time(setup: Setup, kind: ReplicaKind) -> bool:
+    """Whether no iteration may be run ahead, as a batch or rank without work awaits a copy."""
+    switches = hasattr(setup.scheduler, "switch_space") and kind.num_ranks > 1
+    return copies(setup) and (kind.num_lanes > 1 or switches)
 
 
 def connect(replica: Replica, clients: Clients) -> None:

@@ -14,7 +14,7 @@ from simulator.batch import FOREVER, PageLayout
 from simulator.clashes import refuse_clash, refuse_with_speculation
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.collect import collect
-from simulator.copying import connect, copies
+from simulator.copying import connect, copies, keeps_time
 from simulator.costs.efficiency import host_profile
 from simulator.drafting import speculation_kind
 from simulator.experiment import Experiment
@@ -187,7 +187,7 @@ def build(
             lanes = _lanes(setup, kind, ranks, num_lanes, ends)
             num_lanes += len(lanes)
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
-        steps = getattr(setup.router, "steps", False) or (kind.num_lanes > 1 and copies(setup))
+        steps = getattr(setup.router, "steps", False) or keeps_time(setup, kind)
         replicas.append(
             Replica(
                 env,
@@ -197,7 +197,8 @@ def build(
                 horizon_ns=setup.horizon_ns,
                 feed=None if feeds is None else feeds[number],
                 next_arrival=next_arrival,
-                plans_ahead=setup.plans_ahead,
+                # A lane that switches plans when an iteration has ended, as vLLM before V1 did.
+                plans_ahead=setup.plans_ahead and not hasattr(setup.scheduler, "switch_space"),
             )
         )
         if clients is not None:
@@ -244,6 +245,7 @@ def _lanes(
         kind.stage_layers,
         kind.page_bytes,
         kind.host_bytes_per_s,
+        setup.table,
     )
     return [make(first + i, rank, kind.cost, LaneLog(ends)) for i, rank in enumerate(ranks)]
 

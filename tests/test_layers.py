@@ -40,7 +40,7 @@ LAYERS: tuple[set[str], ...] = (
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
     {"clashes", "cluster", "collect", "copying", "drafting", "experiment", "fleet", "kv_link"}
-    | {"lane", "lanes", "offload"}
+    | {"host_copies", "lane", "lanes", "offload", "switching"}
     | {"lockstep", "migration", "rank", "replica", "setup", "speculating"},
     # 5: one run
     {"engine"},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from simulator.schedulers.fastswitch import FastSwitch
 from simulator.schedulers.orca import Orca
 from simulator.schedulers.rpm import Rpm
 from simulator.schedulers.sarathi import Sarathi
@@ -53,6 +54,18 @@ SCHEDULERS: dict[str, type] = {
     "sarathi": Sarathi,
     "vtc": Vtc,
     "rpm": Rpm,
+    "fastswitch": FastSwitch,
 }
 
-__all__ = ["SCHEDULERS", "Orca", "Rpm", "Sarathi", "Scheduler", "Static", "VllmV0", "VllmV1", "Vtc"]
+__all__ = [
+    "SCHEDULERS",
+    "FastSwitch",
+    "Orca",
+    "Rpm",
+    "Sarathi",
+    "Scheduler",
+    "Static",
+    "VllmV0",
+    "VllmV1",
+    "Vtc",
+]

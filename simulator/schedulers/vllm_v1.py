@@ -28,6 +28,8 @@ class VllmV1:
     long_prefill_token_threshold: int = 0  # largest chunk of one prompt; 0 = the budget
     reserve_full_prompt: bool = True
 
+    waits_for_loads = True  # it knows that `cached` may take a request out of the queue
+
     def __post_init__(self) -> None:
         if self.policy not in ("fcfs", "priority"):
             raise ConfigError(
