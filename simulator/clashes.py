@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulator.allocators import PrefixCaching, VAttention
-from simulator.errors import ConfigError
+from simulator.errors import ConfigError, InfeasiblePlan
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
 from simulator.routers.llumnix import Llumnix
@@ -15,6 +15,7 @@ def refuse_clash(setup: Setup) -> None:
 
     Raises:
         ConfigError: both are named, with what would go instead.
+        InfeasiblePlan: the scheduler cannot run on such a plan.
     """
     clash = getattr(setup.scheduler, "clash", None)
     policy = policy_of(setup)
@@ -32,7 +33,7 @@ def refuse_clash(setup: Setup) -> None:
         )
     if hasattr(setup.scheduler, "switch_space"):
         if any(kind.num_lanes > 1 for kind in setup.kinds):
-            raise ConfigError(
+            raise InfeasiblePlan(
                 "scheduler fastswitch: expected plan.pp = 1, as one batch switches at a time "
                 f"(got {setup.kinds[0].num_lanes})"
             )

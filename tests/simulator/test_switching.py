@@ -14,7 +14,7 @@ from simulator.allocators import PrefixCaching
 from simulator.clashes import refuse_clash
 from simulator.costs.compiled import StageCost
 from simulator.engine import run
-from simulator.errors import ConfigError
+from simulator.errors import ConfigError, InfeasiblePlan
 from simulator.host_copies import HostCopies
 from simulator.recorder import COMPLETED, REJECTED, Result
 from simulator.request import RequestTable, Sequence
@@ -263,7 +263,6 @@ def test_no_page_is_lost_given_out_in_flight_or_waited_for_in_vain(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"num_lanes": 2}, "plan.pp = 1"),
         ({"router": Llumnix()}, "Llumnix and scheduler FastSwitch clash"),
         ({"allocator": PrefixCaching()}, "allocator paged"),
     ],
@@ -272,6 +271,11 @@ def test_what_it_cannot_switch_is_refused(changes: dict[str, Any], text: str) ->
     setup = toy_setup(toy_table(0, 3), scheduler=FastSwitch(), **changes)
     with pytest.raises(ConfigError, match=text):
         refuse_clash(setup)
+
+
+def test_pipelines_are_infeasible() -> None:
+    with pytest.raises(InfeasiblePlan, match=r"plan\.pp = 1"):
+        refuse_clash(toy_setup(toy_table(0, 3), scheduler=FastSwitch(), num_lanes=2))
 
 
 def test_a_turn_goes_on_only_where_its_prompt_holds_what_was_said() -> None:
