@@ -17,7 +17,8 @@ from tests.simulator.outcomes import BOOKED, Dynamic
 from tests.simulator.speculating import speculating_draws, with_speculation
 from tests.simulator.watch import Audited, difference, is_cut, run_audited, span_rows
 
-# Drafts need pages on demand, nothing swapped, and answers that end one by one: see `engine.prepare`.
+# Drafts need pages on demand, that nobody swaps, and answers that end one by one: see
+# `engine.prepare`.
 POLICIES = [
     each
     for each in COMBINATIONS
