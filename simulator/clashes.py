@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from simulator.allocators import Paged, VAttention
-from simulator.errors import ConfigError
+from simulator.allocators import Paged, PrefixCaching, VAttention
+from simulator.errors import ConfigError, InfeasiblePlan
 from simulator.experiment import Experiment
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
@@ -16,6 +16,7 @@ def refuse_clash(setup: Setup) -> None:
 
     Raises:
         ConfigError: both are named, with what would go instead.
+        InfeasiblePlan: the scheduler cannot run on such a plan.
     """
     clash = getattr(setup.scheduler, "clash", None)
     policy = policy_of(setup)
@@ -31,6 +32,18 @@ def refuse_clash(setup: Setup) -> None:
             f"router {names[0]}, scheduler {names[1]} and allocator {type(policy).__name__} "
             f"clash: {reason}"
         )
+    if hasattr(setup.scheduler, "switch_space"):
+        if any(kind.num_lanes > 1 for kind in setup.kinds):
+            raise InfeasiblePlan(
+                "scheduler fastswitch: expected plan.pp = 1, as one batch switches at a time "
+                f"(got {setup.kinds[0].num_lanes})"
+            )
+        if isinstance(setup.router, Llumnix):
+            raise ConfigError(
+                "router Llumnix and scheduler FastSwitch clash: both move the same KV"
+            )
+    if any(kind.host is not None for kind in setup.kinds):
+        _refuse_with_offload(setup)
     if isinstance(setup.router, Llumnix):
         drafts = any(kind.speculation is not None for kind in setup.kinds)
         by_name = isinstance(policy, VAttention) or getattr(policy, "knows_holders", False)
@@ -44,6 +57,26 @@ def refuse_clash(setup: Setup) -> None:
             "router.scale: expected plan.attention_dp = 1, as ranks that step together are started "
             f"and drained together (got {setup.kinds[0].num_ranks})"
         )
+
+
+def _refuse_with_offload(setup: Setup) -> None:
+    """Host memory stands behind vLLM V1's prefix cache of a model whose layers keep everything."""
+    expected = ""
+    if not getattr(setup.scheduler, "waits_for_loads", False):
+        expected = f"scheduler vllm_v1 (got {type(setup.scheduler).__name__})"
+    elif isinstance(setup.router, Llumnix):
+        expected = "a router that moves no requests (got Llumnix)"
+    elif setup.table.hash_ids is None:
+        expected = f"a workload that names prefixes by hash_ids ({setup.table.name} does not)"
+    elif not isinstance(policy_of(setup), PrefixCaching):
+        name = type(policy_of(setup)).__name__
+        expected = f"the allocator prefix_caching, and engine.prefix_caching: true (got {name})"
+    elif any(kind.layout.windows for kind in setup.kinds):
+        expected = "a model without attention windows"
+    elif any(kind.speculation is not None for kind in setup.kinds):
+        expected = "no speculation"
+    if expected:
+        raise ConfigError(f"engine.kv_offload: expected {expected}")
 
 
 def refuse_with_speculation(setup: Setup, drafter: str) -> None:

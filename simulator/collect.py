@@ -67,11 +67,14 @@ def _reservations(setup: Setup) -> tuple[Ints | None, Ints | None]:
 
 
 def _counters(replicas: list[Replica]) -> dict[str, int]:
-    """What allocators have counted, over all ranks."""
+    """What allocators and lanes have counted, over all ranks."""
     total: Counter[str] = Counter()
     for replica in replicas:
         for rank in replica.ranks:
             total.update(getattr(rank.allocator, "counters", {}))
+        for batch in replica.batches:
+            for lane in batch.lanes:
+                total.update(getattr(lane, "counters", {}))
     return dict(total)
 
 

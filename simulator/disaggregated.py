@@ -36,6 +36,8 @@ def simulate_disaggregated(experiment: Experiment, num_prefill: int, num_decode:
         raise ConfigError("deployment: prefill and decode apart give each request one answer")
     if not table.is_open_loop:
         raise ConfigError("deployment: prefill and decode apart need an open loop of arrivals")
+    if experiment.settings.kv_offload_bytes:
+        raise ConfigError("engine.kv_offload: expected 0 with prefill and decode apart")
     first = run(
         prepare(
             replace(

@@ -19,6 +19,7 @@ from simulator.clashes import (
 )
 from simulator.cluster import Clients, Requests, deal, refuse_misfits
 from simulator.collect import collect
+from simulator.copying import connect, copies, keeps_time
 from simulator.costs.efficiency import host_profile
 from simulator.drafting import speculation_kind
 from simulator.experiment import Experiment
@@ -28,6 +29,7 @@ from simulator.kv_link import copy_time
 from simulator.lane import Lane
 from simulator.lanes import lane_maker
 from simulator.lockstep import Lockstep
+from simulator.offload import OffloadRank, host_memory, offload_lanes
 from simulator.placement import check_cluster, replicas_that_fit, stage_layers
 from simulator.rank import Rank
 from simulator.recorder import LaneLog, Recorder, Result
@@ -147,6 +149,7 @@ def _kind(experiment: Experiment, group: NodeGroup, num_replicas: int) -> Replic
         host_bytes_per_s=group.gpu.host_link.bytes_per_s,
         memory_bytes_per_s=group.gpu.memory_bytes_per_s,
         stage_layers=max(last - first for first, last in stage_layers(model.num_layers, plan.pp)),
+        host=host_memory(experiment, group, capacity),
     )
 
 
@@ -173,7 +176,7 @@ def _run(setup: Setup, progress: Progress | None) -> Result:
     if group_space(setup) and table.leader is not None:  # the others fork from the first
         accepted = accepted[table.leader[accepted] == accepted]
     clients = feeds = None
-    if setup.router.is_static and table.is_open_loop:
+    if setup.router.is_static and table.is_open_loop and not copies(setup):
         feeds = deal(
             requests,
             accepted,
@@ -217,24 +220,28 @@ def build(
             _rank(setup, kind, num_ranks + i, recorder, clients) for i in range(kind.num_ranks)
         ]
         num_ranks += kind.num_ranks
-        batches = []
+        batches: list[Lockstep] = []
         for _ in range(kind.num_lanes):
             ends = array("q")
             lanes = _lanes(setup, kind, ranks, num_lanes, ends)
             num_lanes += len(lanes)
             batches.append(Lockstep(lanes, kind.cost, setup.scheduler, ends))
+        steps = getattr(setup.router, "steps", False) or keeps_time(setup, kind)
         replicas.append(
             Replica(
                 env,
                 ranks,
                 batches,
-                coalesce=setup.coalesce and not getattr(setup.router, "steps", False),
+                coalesce=setup.coalesce and not steps,
                 horizon_ns=setup.horizon_ns,
                 feed=None if feeds is None else feeds[number],
                 next_arrival=next_arrival,
-                plans_ahead=setup.plans_ahead,
+                # A lane that switches plans when an iteration has ended, as vLLM before V1 did.
+                plans_ahead=setup.plans_ahead and not hasattr(setup.scheduler, "switch_space"),
             )
         )
+        if clients is not None:
+            connect(replicas[-1], clients)
     return replicas
 
 
@@ -243,7 +250,8 @@ def _rank(
 ) -> Rank:
     policy, scheduler = policy_of(setup), setup.scheduler
     queue = getattr(scheduler, "queue", None)  # of its own, with what it needs
-    return Rank(
+    kind_of_rank = Rank if kind.host is None else OffloadRank
+    return kind_of_rank(
         index,
         _allocator(setup, kind),
         policy.layout(kind.layout),
@@ -274,13 +282,16 @@ def _lanes(
             _fork_lane(setup, kind, ForkLane(first + i, rank, kind.cost, LaneLog(ends), families))
             for i, rank in enumerate(ranks)
         ]
+    if kind.host is not None:
+        return offload_lanes(ranks, kind.cost, first, ends)
     make = lane_maker(
         setup.scheduler,
         policy_of(setup),
         kind.stage_layers,
         kind.page_bytes,
         kind.host_bytes_per_s,
-        any(stage.pieces for stage in kind.cost.stages),
+        overlaps=any(stage.pieces for stage in kind.cost.stages),
+        table=setup.table,
     )
     return [make(first + i, rank, kind.cost, LaneLog(ends)) for i, rank in enumerate(ranks)]
 

@@ -10,8 +10,9 @@ from simulator.costs.compiled import CompiledCost, StageCost, to_ticks
 from simulator.lane import Lane
 from simulator.rank import Rank
 from simulator.recorder import LaneLog
-from simulator.request import Sequence
+from simulator.request import RequestTable, Sequence
 from simulator.schedulers import Scheduler
+from simulator.switching import Pcie, switch_maker
 from simulator.typed_lane import TypedLane
 
 
@@ -225,12 +226,16 @@ def lane_maker(
     page_bytes: float,
     host_bytes_per_s: float,
     overlaps: bool = False,
+    table: RequestTable | None = None,
 ) -> Make:
     """Makes the lanes that a scheduler and an allocator need.
 
     Layers and bytes of a page are those of the longest stage, on one GPU. `overlaps`: prices are of
     nano-batches.
     """
+    if (switch_space := getattr(scheduler, "switch_space", None)) is not None:
+        pcie = Pcie(switch_space(), num_layers, page_bytes, host_bytes_per_s)
+        return switch_maker(pcie, scheduler, table)
     space = getattr(scheduler, "swap_space", None)
     if space is not None:
 

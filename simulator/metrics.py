@@ -218,6 +218,7 @@ def _batches(run: Run) -> dict[str, object]:
         "prefix_hit_rate": cached_tokens / prompt_tokens if prompt_tokens else None,
         "preemptions": int(result.preemptions.sum()),
         "preempted_requests": int((result.preemptions > 0).sum()),
+        **result.counters,
     }
 
 

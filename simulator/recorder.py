@@ -105,7 +105,7 @@ class Result:
     migrations: Ints | None = None
     uptime: Ints | None = None
     # Of allocators that set pages aside at admission: tokens asked for, and slots given.
-    counters: dict[str, int] = field(default_factory=dict)  # of allocators, by name
+    counters: dict[str, int] = field(default_factory=dict)  # of allocators and lanes, by name
     pages_per_block: int = 1  # more for models with attention windows
     asked_tokens: Ints | None = None
     given_tokens: Ints | None = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.allocators import AllocatorPolicy, Paged, Pool, PrefixCaching
+from simulator.allocators import AllocatorPolicy, HostMemory, Paged, Pool, PrefixCaching
 from simulator.batch import FOREVER, PageLayout
 from simulator.costs.compiled import CompiledCost
 from simulator.drafting import SpeculationKind
@@ -39,6 +39,7 @@ class ReplicaKind:
     memory_bytes_per_s: float = 2e12  # of its own
     kv_types: tuple[KvType, ...] = ()  # of layers; () = one, a byte a token
     kv_bytes: float = 0.0  # of the pool, on one GPU; 0 = a byte a token of each page
+    host: HostMemory | None = None  # for what the prefix cache has lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,7 @@ def pool_of(setup: Setup, kind: ReplicaKind) -> Pool:
         types=kind.kv_types or (KvType(0, 1.0),),
         num_bytes=kind.kv_bytes or float(kind.num_pages * kind.layout.block_tokens),
         max_num_tokens=kind.cost.max_num_tokens,
+        host=kind.host,
     )
 
 

@@ -300,4 +300,5 @@ class EngineSettings:
     nano_overlap: str = "all"  # what runs beside GEMMs; see `costs.overlap.OVERLAPS`
     calibration: str = ""  # folder of fitted curves; "" = embedded ones, "roofline" = none
     extrapolate: bool = False  # use the folder's curves far beyond what was measured
+    kv_offload_bytes: float = 0.0  # of host memory an attention rank, over its GPUs; 0 = none
     draw: PriceDraw | None = None  # errors to price with; None = prices as they are

@@ -6,6 +6,7 @@ keep `free_pages`; the lane asks before it schedules, so `take` never fails.
 
 from __future__ import annotations
 
+from simulator.allocators.host_tier import HostMemory
 from simulator.allocators.policies import (
     AllocatorPolicy,
     Buddy,
@@ -36,6 +37,7 @@ __all__ = [
     "ALLOCATORS",
     "AllocatorPolicy",
     "Buddy",
+    "HostMemory",
     "Hybrid",
     "Jenga",
     "KVAllocator",

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.allocators.host_tier import HostMemory
+from simulator.allocators.offloading import OffloadingAllocator
 from simulator.allocators.paged import PagedAllocator
 from simulator.allocators.prefix import PrefixCachingAllocator, PrefixIndex
 from simulator.allocators.remote import RemotePrefillAllocator
@@ -77,6 +79,7 @@ class Pool:
     types: tuple[KvType, ...] = (KvType(0, 1.0),)  # of layers
     num_bytes: float = 0.0  # of all pages together
     max_num_tokens: int = 1 << 60  # of one iteration
+    host: HostMemory | None = None  # behind a prefix cache
 
 
 class AllocatorPolicy(Protocol):
@@ -152,6 +155,10 @@ class PrefixCaching(_Growing):
     def build(self, pool: Pool) -> KVAllocator:
         layout = pool.layout
         index = PrefixIndex(pool.table, layout.block_tokens)
+        if pool.host is not None:
+            return OffloadingAllocator(
+                pool.num_pages, index, layout.block_tokens, layout.full, pool.host
+            )
         return PrefixCachingAllocator(pool.num_pages, index, layout.block_tokens, layout.full)
 
 

@@ -51,6 +51,7 @@ UNIT_SUFFIXES: tuple[tuple[str, Any], ...] = (
 )
 
 Seconds = with_unit("time")
+Bytes = with_unit("bytes")
 Degree = Annotated[int, Field(ge=1, le=2**20)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 

@@ -265,7 +265,10 @@ def _profile_name(section: EngineSection, document: Document) -> str:
 
 
 def _stated(section: EngineSection) -> dict[str, Any]:
-    return section.model_dump(exclude_none=True, exclude={"host_overhead"})
+    stated = section.model_dump(exclude_none=True, exclude={"host_overhead"})
+    if "kv_offload" in stated:
+        stated["kv_offload_bytes"] = stated.pop("kv_offload")
+    return stated
 
 
 def _whole_prompts(settings: EngineSettings, longest: int, is_stated: bool) -> EngineSettings:

@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from simulator.config.document import Document, shown
-from simulator.config.fields import MAX_INT, Degree, Seconds, Share, clear_error, unknown_key
+from simulator.config.fields import (
+    MAX_INT,
+    Bytes,
+    Degree,
+    Seconds,
+    Share,
+    clear_error,
+    unknown_key,
+)
 from simulator.errors import ConfigError
 
 
@@ -93,6 +101,12 @@ class EngineSection(Section):
     )
     nano_overlap: Literal["all", "network", "none"] | None = Field(
         default=None, description="what runs beside the GEMMs of other nano-batches"
+    )
+    kv_offload: Bytes | None = Field(
+        default=None,
+        description="host memory behind the prefix cache, of one engine (all GPUs of an attention "
+        "rank together), as vLLM's --kv-offloading-size; 0 GB = none",
+        examples=["64 GB"],
     )
     host_overhead: dict[str, Any] | None = Field(
         default=None, description="overrides of the host-time profile of an iteration"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from simulator.experiment import Experiment
-from simulator.units import show_count, show_time
+from simulator.units import show_bytes, show_count, show_time
 
 if TYPE_CHECKING:  # rich is for the terminal, not for search workers
     from rich.console import Console
@@ -151,6 +151,14 @@ def _utilisation(summary: Summary) -> list[Row]:
     ]
     if summary.get("prefix_hit_rate"):
         rows.append(("prefix hits", _percent(summary, "prefix_hit_rate")))
+    if "offload_hit_tokens" in summary:
+        tokens = _number(summary, "offload_hit_tokens", ",.0f")
+        moved = (
+            show_bytes(_value(summary, f"offload_{way}_bytes") or 0.0)
+            for way in ("loaded", "stored")
+        )
+        rows.append(("loaded from host", f"{tokens} tokens"))
+        rows.append(("KV from / to host", " / ".join(moved)))
     return rows
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from simulator.schedulers.edf import Edf
+from simulator.schedulers.fastswitch import FastSwitch
 from simulator.schedulers.kv_aware import KvAware
 from simulator.schedulers.orca import Orca
 from simulator.schedulers.rpm import Rpm
@@ -60,11 +61,13 @@ SCHEDULERS: dict[str, type] = {
     "rpm": Rpm,
     "edf": Edf,
     "kv_aware": KvAware,
+    "fastswitch": FastSwitch,
 }
 
 __all__ = [
     "SCHEDULERS",
     "Edf",
+    "FastSwitch",
     "KvAware",
     "Orca",
     "Rpm",

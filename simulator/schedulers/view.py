@@ -85,7 +85,10 @@ class LaneView(Protocol):
         ...
 
     def cached(self, seq: Sequence) -> int:
-        """Prompt tokens of a waiting sequence that are in the prefix cache."""
+        """Prompt tokens of a waiting sequence that are in the prefix cache.
+
+        -1: it has left `waiting` until its KV has been loaded from host memory.
+        """
         ...
 
     def admit(

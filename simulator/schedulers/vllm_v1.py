@@ -28,6 +28,8 @@ class VllmV1:
     long_prefill_token_threshold: int = 0  # largest chunk of one prompt; 0 = the budget
     reserve_full_prompt: bool = True
 
+    waits_for_loads = True  # it knows that `cached` may take a request out of the queue
+
     def __post_init__(self) -> None:
         if self.policy not in ("fcfs", "priority"):
             raise ConfigError(
@@ -91,6 +93,8 @@ class VllmV1:
         while waiting and budget > 0 and room > 0:
             seq = waiting[0]
             cached = lane.cached(seq)
+            if cached < 0:  # it has left, to come back when its KV has been loaded
+                continue
             missing = seq.prefill_tokens - cached
             chunk = self._chunk(missing, budget)
             if not self.chunked_prefill and chunk < self._chunk(missing, missing):

@@ -68,6 +68,7 @@ def floor_of(spec: SearchSpec, candidate: Candidate) -> Floor:
     for group in candidate.cluster.groups:
         cost = compile_cost(candidate.model, candidate.plan, group, candidate.settings)
         cached = candidate.settings.prefix_caching and spec.workload.hash_ids is not None
+        cached = cached or getattr(spec.scheduler, "reuse", False)
         mine = _floor(cost, spec.workload, cached)
         floor = mine if floor is None else floor.merged(mine)
     assert floor is not None

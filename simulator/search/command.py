@@ -108,6 +108,8 @@ def _flags(candidate: Candidate, stored: ModelSpec) -> list[tuple[str, str]]:
         flags.append(("--num-gpu-blocks-override", str(settings.num_blocks)))
     if not settings.prefix_caching:
         flags.append(("--no-enable-prefix-caching", ""))
+    if settings.kv_offload_bytes:
+        flags.append(("--kv-offloading-size", f"{settings.kv_offload_bytes / 2**30:g}"))
     if not settings.cuda_graphs:
         flags.append(("--enforce-eager", ""))
     return flags

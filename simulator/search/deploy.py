@@ -14,6 +14,7 @@ import yaml
 from simulator.search.candidates import Candidate
 from simulator.search.command import HUGGING_FACE_IDS, serve_command, serve_note
 from simulator.spec import ModelSpec
+from simulator.units import show_bytes
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 PORT = 8000
@@ -175,8 +176,12 @@ def _nodes(candidate: Candidate) -> int:
 
 
 def _replicas(candidate: Candidate) -> list[str]:
-    note = serve_note(candidate) if candidate.plan.dp > 1 else ""
-    return [note] if note else []
+    notes = []
+    if candidate.settings is not None and (size := candidate.settings.kv_offload_bytes):
+        notes.append(f"simulated with {show_bytes(size)} of host memory behind the prefix cache")
+    if candidate.plan.dp > 1 and (note := serve_note(candidate)):
+        notes.append(note)
+    return notes
 
 
 def _script(command: str, notes: list[str]) -> str:

@@ -49,6 +49,12 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "preemption": ("recompute", "swap"),
     "swap_pages": (0, 6),
     "watermark": (0.01, 0.2),
+    "priorities": ("random", "random", "markov", "arrival"),
+    "priority_frequency": (0.02, 0.3, 1.0),
+    "asynchronous": (True, False),
+    "reuse": (True, False),
+    "swap_copy_latency_s": (8e-6, 3e-4),
+    "swap_group_pages": (1, 20),
     "token_budget": (0, 0, 48),
     "chunked": (True, True, False),
     "hybrid": (True, False),
@@ -75,8 +81,10 @@ TICKS_NS = (1, 1_000_000, 10_000_000)  # arrivals fall on multiples
 # Pages by kind of layer; they cache prefixes.
 TYPED = ("uniform", "max_page", "static_partition", "vllm_hybrid", "jenga")
 OTHERS = tuple(name for name in ALLOCATORS if name not in TYPED)
-CLASHES = {("static", name) for name in ("paged", "prefix_caching", "vattention", *TYPED)} | {
-    ("kv_aware", name) for name in ("reserved", "buddy")
+CLASHES = {
+    *(("static", name) for name in ("paged", "prefix_caching", "vattention", *TYPED)),
+    *(("kv_aware", name) for name in ("reserved", "buddy")),
+    *(("fastswitch", name) for name in ALLOCATORS if name != "paged"),
 }
 STATELESS = tuple(name for name in ROUTERS if name != "llumnix")  # they go with every policy
 USUAL = ("vllm_v1", "round_robin", "paged", "prefix_caching")
@@ -128,6 +136,8 @@ def draw(scheduler: str, router: str, allocator: str, number: int) -> Draw:
     windows = pick(rng, ((0,), (0,), (0,), (0, 50), (64,)))
     window_pages = tuple((w, 2) for w in windows if w) if rng.random() < 0.7 else ()
     lanes, ranks = pick(rng, (1, 1, 1, 2, 3)), pick(rng, (1, 1, 2, 3))
+    if scheduler == "fastswitch":
+        lanes = 1
     return Draw(
         name,
         toy_setup(

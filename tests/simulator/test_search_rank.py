@@ -13,6 +13,7 @@ from simulator.report.search_table import figure, pareto_text, print_outcome
 from simulator.search import run_search
 from simulator.search.candidates import Candidate, candidates
 from simulator.search.command import serve_command, serve_note
+from simulator.search.deploy import deploy
 from simulator.search.outcome import PlanRecord
 from simulator.search.rank import is_answer, pareto, ranked, speedup
 from simulator.search.reasons import why_not
@@ -162,6 +163,15 @@ def test_the_command_states_formats_and_settings_that_differ() -> None:
     assert "--max-num-batched-tokens 2048" in text
     assert "--no-enable-prefix-caching" in text
     assert serve_note(plan) == "start 2 such servers, 2 GPUs each, behind a round_robin router"
+
+
+def test_the_command_states_host_memory_in_gib() -> None:
+    engine = {"kv_offload_bytes": 2.0**35}
+    plan = the_plan("llama-3.1-8b", "4xH100-SXM", "tp2-dp2 2048-tok", engine=engine)
+    text = serve_command(plan, load_model("llama-3.1-8b"))
+    assert text.endswith(" --kv-offloading-size 32")
+    note = "# simulated with 34.4 GB of host memory behind the prefix cache\n"
+    assert note in deploy("sglang", plan, load_model("llama-3.1-8b"))
 
 
 @pytest.mark.parametrize("width", [80, 100])

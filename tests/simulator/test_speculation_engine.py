@@ -339,6 +339,9 @@ def test_what_does_not_compose_is_named() -> None:
     static = experiment(one_request(1), policy, scheduler=SCHEDULERS["static"]())
     with pytest.raises(ConfigError, match=r"speculation with the eagle .* scheduler Static"):
         prepare(static)
+    switching = experiment(one_request(1), policy, scheduler=SCHEDULERS["fastswitch"]())
+    with pytest.raises(ConfigError, match=r"speculation with the eagle .* FastSwitch"):
+        prepare(switching)
 
 
 BASE = ["simulate", "--model", "llama-3.1-8b", "--cluster", "1xH100-SXM", "--trace", "chat-1k",

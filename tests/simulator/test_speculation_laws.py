@@ -17,13 +17,15 @@ from tests.simulator.outcomes import BOOKED, Dynamic
 from tests.simulator.speculating import speculating_draws, with_speculation
 from tests.simulator.watch import Audited, difference, is_cut, run_audited, span_rows
 
-# Drafts need pages on demand, and answers that end one by one: see `engine.prepare`.
+# Drafts need pages on demand, that nobody swaps, and answers that end one by one: see
+# `engine.prepare`.
 POLICIES = [
     each
     for each in COMBINATIONS
     if each[2] in ("paged", "prefix_caching")
     and each[1] != "llumnix"
     and not getattr(SCHEDULERS[each[0]], "runs_to_completion", False)
+    and not hasattr(SCHEDULERS[each[0]], "switch_space")
 ]
 NUM_DRAWS = 12  # of each
 every_policy = pytest.mark.parametrize("policies", POLICIES, ids="-".join)
