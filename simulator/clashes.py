@@ -142,6 +142,8 @@ def refuse_with_nano_batches(experiment: Experiment) -> None:
     """
     if experiment.speculation is not None:
         raise ConfigError("engine.nano_batches: not with speculation")
+    if experiment.settings.kv_offload_bytes:
+        raise ConfigError("engine.nano_batches: not with engine.kv_offload")
     scheduler, allocator = experiment.scheduler, experiment.allocator or Paged()
     names = f"scheduler {type(scheduler).__name__}, {type(allocator).__name__}"
     if lane_maker(scheduler, allocator, 1, 1.0, 1.0) is not Lane:
