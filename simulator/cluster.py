@@ -193,8 +193,10 @@ class Clients:
         if self._lead is None:
             self._arrive(i, now_ns)
             return
-        heappush(self._coming, (now_ns + self._lead[i], i))
-        self.then(now_ns + self._lead[i], self._arrivals)
+        arrival_ns = now_ns + self._lead[i]
+        if arrival_ns <= self.horizon_ns:
+            heappush(self._coming, (arrival_ns, i))
+            self.then(arrival_ns, self._arrivals)
 
     def _arrivals(self) -> None:
         now_ns = int(self.env.now)

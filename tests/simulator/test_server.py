@@ -9,8 +9,9 @@ import numpy as np
 from simulator.costs.compiled import CompiledCost, to_ticks
 from simulator.engine import run
 from simulator.request import RequestTable
-from tests.simulator.toys import toy_cost, toy_setup
-from tests.simulator.watch import flat_cost
+from tests.simulator.outcomes import BOOKED, Dynamic
+from tests.simulator.toys import toy_cost, toy_setup, toy_table
+from tests.simulator.watch import difference, flat_cost
 
 MS = 1_000_000
 
@@ -79,3 +80,21 @@ def test_unequal_contexts_cost_what_the_longest_of_them_adds() -> None:
     uneven = run(toy_setup(table, cost=toy_cost(spread_s=spread_s)))
     extra_ns = np.diff(uneven.lanes[0].end_ns) - np.diff(even.lanes[0].end_ns)
     assert np.abs(extra_ns - 200 * spread_s * 1e9).max() <= 1  # ends are whole nanoseconds
+
+
+def test_nobody_arrives_after_the_horizon_however_they_are_routed() -> None:
+    table = toy_table(5, 60, rate=40.0)
+    horizon_ns = int(table.arrival_ns[30])
+    setup = toy_setup(
+        table,
+        num_replicas=2,
+        horizon_ns=horizon_ns,
+        plans_ahead=True,
+        lead_ns=np.full(len(table), 60_000_000),
+    )
+    dealt = run(setup)
+    routed = run(replace(setup, router=Dynamic(setup.router)))
+    assert difference(dealt, routed, but=BOOKED) == ""
+    assert (dealt.sent_ns >= 0).sum() == 31
+    assert (dealt.target >= 0).sum() < 31
+    assert dealt.scheduled_ns.max() <= horizon_ns
