@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 
 from simulator.papers import Case, Picture, System, Verdict
 from simulator.papers.verdict import DIRECTION, ERROR, MISSED, REPRODUCED
+from simulator.report.style import GREEN, ORANGE, VERMILION, dash
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
 
 COLOURS = {REPRODUCED: "green", DIRECTION: "yellow", MISSED: "red", ERROR: "red"}
+LOOKS = {  # colour and mark in a picture
+    REPRODUCED: (GREEN, "o"),
+    DIRECTION: (ORANGE, "^"),
+    MISSED: (VERMILION, "s"),
+    ERROR: (VERMILION, "s"),
+}
 DOTS_PER_INCH = 90
 
 
@@ -79,7 +86,6 @@ def draw(system: System, verdicts: Sequence[Verdict], quick: bool = False) -> No
 
 def _draw_bands(axes: Axes, verdicts: Sequence[Verdict]) -> None:
     """Each claim on its own scale: its band is the grey bar, ours the dot with its interval."""
-    colours = {REPRODUCED: "tab:green", DIRECTION: "tab:orange", MISSED: "tab:red"}
     for row, verdict in enumerate(verdicts):
         low, high = verdict.claim.low, verdict.claim.high
         middle = (low + high) / 2
@@ -89,14 +95,15 @@ def _draw_bands(axes: Axes, verdicts: Sequence[Verdict]) -> None:
             return min(3.0, max(-3.0, (value - middle) / half))
 
         axes.barh(row, 2, left=-1, height=0.7, color="0.88")
-        colour = colours.get(verdict.verdict, "tab:red")
+        colour, mark = LOOKS[verdict.verdict]
         if verdict.ci:
             axes.plot([place(end) for end in verdict.ci], [row, row], color=colour, lw=1.5)
-        axes.plot(place(verdict.value), row, "o", color=colour, ms=5)
+        axes.plot(place(verdict.value), row, mark, color=colour, ms=5)
         text = f"{shown(verdict.value)} ({shown(low)}..{shown(high)})"
         axes.annotate(text, (3.15, row), va="center", fontsize=7, annotation_clip=False)
     axes.set_yticks(range(len(verdicts)), [v.claim.id for v in verdicts], fontsize=8)
-    axes.set(xlim=(-3.1, 3.1), xlabel="accepted band (grey) and ours")
+    words = "accepted band (grey) and ours: in it ●, right direction ▲, neither ■"
+    axes.set(xlim=(-3.1, 3.1), xlabel=words)
     axes.set_xticks([])
     axes.invert_yaxis()
     for side in ("top", "right", "bottom"):
@@ -105,8 +112,9 @@ def _draw_bands(axes: Axes, verdicts: Sequence[Verdict]) -> None:
 
 
 def _draw_picture(axes: Axes, picture: Picture) -> None:
-    for line in picture.lines:
-        axes.plot(line.x, line.y, "--" if line.dashed else "-", label=line.label, lw=1.4)
+    for number, line in enumerate(picture.lines):
+        look = dash(number) | ({"linestyle": "--"} if line.dashed else {})
+        axes.plot(line.x, line.y, label=line.label, lw=1.6, **look)
     axes.set(title=picture.title, xlabel=picture.x_label, ylabel=picture.y_label)
     if picture.log_y:
         axes.set_yscale("log")
