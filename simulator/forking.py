@@ -110,9 +110,12 @@ class ForkLane(SwapLane):
     def evict(self, seq: Sequence) -> None:
         group = self._groups.get(seq)
         if group is None:
-            if seq in self.prefilling:
-                self.rank.incoming -= self._families.num_more(seq)
+            chunks, ending = self.chunks, self.chunks.ending
+            more = self._families.num_more(seq) if seq in self.prefilling else 0
+            self.rank.incoming -= more
             (SwapLane if self.swaps_single else Lane).evict(self, seq)
+            if chunks.ending < ending:
+                chunks.ending -= more
             return
         members, free = list(group.members), self.allocator.free_pages
         for member in reversed(members):
@@ -159,16 +162,10 @@ class ForkLane(SwapLane):
     # --- what the replica does ----------------------------------------------------------------
 
     def _compute(self, seq: Sequence, num_tokens: int, num_pages: int) -> None:
-        ending = self.ending
+        chunks, ending = self.chunks, self.chunks.ending
         super()._compute(seq, num_tokens, num_pages)
-        if self.ending > ending:  # a prompt that ends samples a token for each sequence
-            self.ending += self._families.num_more(seq)
-
-    def _cancel_chunk(self, seq: Sequence) -> None:
-        ending = self.ending
-        super()._cancel_chunk(seq)
-        if self.ending < ending:
-            self.ending -= self._families.num_more(seq)
+        if chunks.ending > ending:  # a prompt that ends samples a token for each sequence
+            chunks.ending += self._families.num_more(seq)
 
     def planned(self, claim: int, arrivals_wait: bool) -> None:
         super().planned(claim, arrivals_wait)

@@ -8,10 +8,10 @@ lane lets them run and books them together, when something changes or somebody l
 from __future__ import annotations
 
 from simulator.batch import FOREVER, DecodeSet
+from simulator.chunks import PromptChunks
 from simulator.costs.compiled import (
     MOST_SIZE_CLASS,
     SIZE_CLASS_TOKENS,
-    AttentionCost,
     CompiledCost,
     StageCost,
 )
@@ -19,7 +19,6 @@ from simulator.errors import InvariantViolation
 from simulator.rank import Rank
 from simulator.recorder import LaneLog
 from simulator.request import Sequence
-from simulator.work import prefill_pairs
 
 
 class Lane:
@@ -29,13 +28,10 @@ class Lane:
         "_match",
         "allocator",
         "behind",
-        "chunk_pairs",
-        "chunk_tokens",
         "chunks",
         "claim",
         "decodes",
         "drafts",
-        "ending",
         "granted",
         "in_flight",
         "key",
@@ -66,10 +62,7 @@ class Lane:
             cost.reads_longest,
         )
         self.prefilling: list[Sequence] = []
-        self.chunks: list[tuple[Sequence, int]] = []  # of the coming iteration
-        self.chunk_tokens = 0
-        self.chunk_pairs = 0  # query-key pairs, full causal
-        self.ending = 0  # tokens sampled by chunks that end their prompt: one each
+        self.chunks = PromptChunks()
         self.granted = False  # the decodes have their pages for the coming iteration
         self.taken = 0  # pages given to the decodes of the coming iteration
         self.drafts = 0  # tokens the coming iteration verifies beside its decodes
@@ -125,7 +118,7 @@ class Lane:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.chunks) or (self.granted and self.decodes.num_seqs > 0)
+        return bool(self.chunks.members) or (self.granted and self.decodes.num_seqs > 0)
 
     @property
     def may_admit(self) -> bool:
@@ -209,13 +202,8 @@ class Lane:
     def _compute(self, seq: Sequence, num_tokens: int, num_pages: int) -> None:
         self.allocator.take(num_pages)
         seq.blocks += num_pages
-        self.chunks.append((seq, num_tokens))
-        self.chunk_tokens += num_tokens
-        before = seq.computed_tokens
-        self.chunk_pairs += num_tokens * before + num_tokens * (num_tokens + 1) // 2
-        if before + num_tokens == seq.prefill_tokens:
-            self.ending += 1
-        self.allocator.computed(seq, before + num_tokens)
+        self.chunks.add(seq, num_tokens)
+        self.allocator.computed(seq, seq.computed_tokens + num_tokens)
 
     def preempt_last(self) -> bool:
         return self.preempt(next(reversed(self.rank.running)))
@@ -236,7 +224,7 @@ class Lane:
         if seq in self.prefilling:
             self.prefilling.remove(seq)
             pages = seq.blocks
-            self._cancel_chunk(seq)
+            self.chunks.cancel(seq)
         else:
             pages = self._withdraw(seq)
         self.allocator.release(seq, pages)
@@ -257,16 +245,6 @@ class Lane:
             pages += given
         return pages
 
-    def _cancel_chunk(self, seq: Sequence) -> None:
-        for chunk in self.chunks:
-            if chunk[0] is seq:
-                self.chunks.remove(chunk)
-                n = chunk[1]
-                self.chunk_tokens -= n
-                self.chunk_pairs -= n * seq.computed_tokens + n * (n + 1) // 2
-                self.ending -= seq.computed_tokens + n == seq.prefill_tokens
-                return
-
     # --- what the replica does ----------------------------------------------------------------
 
     @property
@@ -280,8 +258,8 @@ class Lane:
         Sampled is one a decode, one a prompt that ends, and each draft that is verified.
         """
         num = self.decodes.num_seqs if self.granted else 0
-        tokens = num + self.chunk_tokens
-        return tokens, num + len(self.chunks), num + self.ending
+        chunks = self.chunks
+        return num + chunks.tokens, num + len(chunks.members), num + chunks.ending
 
     def needs_plan(self, is_alone: bool) -> bool:
         """Whether the scheduler could decide anything new; else the old plan stands.
@@ -330,7 +308,7 @@ class Lane:
 
     def attention_form(self, stage: StageCost) -> list[int]:
         """Attention price on one stage: of the coming iteration, and its growth an iteration."""
-        decodes = self.decodes
+        decodes, chunks = self.decodes, self.chunks
         num = decodes.num_seqs if self.granted else 0
         price = growth = number = 0
         for cost in stage.attention:
@@ -345,31 +323,14 @@ class Lane:
                 if cost.decode_spread:
                     price += cost.decode_spread[num] * decodes.spread_tokens()
                 growth += slope * growing
-            if self.chunks:
-                price += self._prefill_ticks(cost)
-        if stage.cold and self.chunks and self._size_class() not in self.rank.warm:
+            if chunks.members:
+                price += chunks.ticks(cost)
+        if stage.cold and chunks.members and self._size_class() not in self.rank.warm:
             price += stage.cold
         return [price, growth]
 
     def _size_class(self) -> int:
-        return min(MOST_SIZE_CLASS, (self.num_decoding + self.chunk_tokens) // SIZE_CLASS_TOKENS)
-
-    def _prefill_ticks(self, cost: AttentionCost) -> int:
-        pairs, context, window = self.chunk_pairs, 0, cost.window
-        if window:
-            pairs = 0
-            for seq, n in self.chunks:
-                pairs += prefill_pairs(n, seq.computed_tokens, window)
-                context += min(seq.computed_tokens, window)
-        else:
-            for seq, _ in self.chunks:
-                context += seq.computed_tokens
-        return (
-            cost.prefill_base
-            + cost.prefill_per_token * self.chunk_tokens
-            + cost.prefill_per_pair * pairs
-            + cost.prefill_per_context_token * context
-        )
+        return min(MOST_SIZE_CLASS, (self.num_decoding + self.chunks.tokens) // SIZE_CLASS_TOKENS)
 
     def ended(self, num_iterations: int, start_ns: int, end_ns: int) -> None:
         """Iterations have ended, their times are in the log; booked now only if that matters."""
@@ -378,7 +339,7 @@ class Lane:
         self.behind += num_iterations
         self.claim -= num_iterations
         self.in_flight = False
-        if self.claim <= 0 or self.chunks:
+        if self.claim <= 0 or self.chunks.members:
             self._book(end_ns)
 
     def catch_up(self) -> None:
@@ -390,20 +351,20 @@ class Lane:
     def _book(self, end_ns: int) -> None:
         num_iterations, self.behind = self.behind, 0
         self._log_segment(num_iterations, self.since_ns)
-        if self.chunks:
+        chunks = self.chunks
+        if chunks.members:
             self.rank.warm.add(self._size_class())
         if self.granted:
             self.granted = False
             self._advance(num_iterations, end_ns)
         elif self.num_decode:
             self._pause()
-        if self.chunks:
-            for seq, num_tokens in self.chunks:
+        if chunks.members:
+            for seq, num_tokens in chunks.members:
                 seq.computed_tokens += num_tokens
                 if seq.computed_tokens == seq.prefill_tokens:
                     self._end_prompt(seq, end_ns)
-            self.chunks.clear()
-            self.chunk_tokens = self.chunk_pairs = self.ending = 0
+            chunks.clear()
 
     def _advance(self, num_iterations: int, end_ns: int) -> None:
         decodes = self.decodes
@@ -431,7 +392,7 @@ class Lane:
         return [seq for seq in mine if seq.generated_tokens and seq not in self.prefilling]
 
     def _log_segment(self, num_iterations: int, start_ns: int) -> None:
-        decodes, log = self.decodes, self.log
+        decodes, chunks, log = self.decodes, self.chunks, self.log
         num_decode = decodes.num_seqs if self.granted else 0
         log.start_ns.append(start_ns)
         log.segments.extend(
@@ -439,10 +400,10 @@ class Lane:
                 num_iterations,
                 num_decode,
                 decodes.kv_tokens if num_decode else 0,
-                len(self.chunks),
-                self.chunk_tokens,
-                self.chunk_pairs,
-                num_decode + self.ending,
+                len(chunks.members),
+                chunks.tokens,
+                chunks.pairs,
+                num_decode + chunks.ending,
                 self.used_pages,
                 self.num_waiting,
             )

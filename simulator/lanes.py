@@ -198,7 +198,7 @@ class NanoLane(Lane):
         return [price + super().attention_form(stage)[0], growth]
 
     def _forms(self, stage: StageCost) -> list[list[int]]:
-        tokens = self.num_decoding + self.chunk_tokens
+        tokens = self.num_decoding + self.chunks.tokens
         forms = []
         for piece in stage.pieces:
             price, growth = super().attention_form(piece)

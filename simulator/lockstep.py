@@ -212,7 +212,7 @@ class Pipeline:
         """Plan and price an iteration of a batch; returns for how many it holds."""
         claim = batch.plan(now_ns, self._kinds, keep, is_alone)
         if claim and len(self._stages) > 1:
-            most = max(lane.num_decoding + lane.chunk_tokens for lane in batch.lanes)
+            most = max(lane.num_decoding + lane.chunks.tokens for lane in batch.lanes)
             batch.send_ns = [
                 stage.send[most] >> TICK_BITS if stage.send else 0 for stage in self._stages
             ]

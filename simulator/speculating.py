@@ -80,7 +80,7 @@ class SpeculatingLane(Lane):
 
     @property
     def has_work(self) -> bool:
-        return bool(self.chunks) or (self.granted and self.ragged.num_seqs > 0)
+        return bool(self.chunks.members) or (self.granted and self.ragged.num_seqs > 0)
 
     def decode(self) -> int:
         ragged = self.ragged
@@ -152,8 +152,9 @@ class SpeculatingLane(Lane):
 
     def load(self) -> tuple[int, int, int]:
         num = self.num_decoding
-        tokens = num + self.chunk_tokens + self.drafts
-        return tokens, num + len(self.chunks), num + self.ending + self.drafts
+        chunks, drafts = self.chunks, self.drafts
+        tokens = num + chunks.tokens + drafts
+        return tokens, num + len(chunks.members), num + chunks.ending + drafts
 
     def needs_plan(self, is_alone: bool) -> bool:
         is_booked = self.ragged.num_seqs > 0 and not self.granted
@@ -170,8 +171,8 @@ class SpeculatingLane(Lane):
         if self.num_decoding:
             prices = self._prices
             price += prices.verification(stage, prices.verified(self._lengths), self.drafts)
-        if self.chunks:
-            price += sum(self._prefill_ticks(cost) for cost in stage.attention)
+        if self.chunks.members:
+            price += sum(self.chunks.ticks(cost) for cost in stage.attention)
             if stage.cold and self._size_class() not in self.rank.warm:
                 price += stage.cold
         return [price, 0]
@@ -186,10 +187,10 @@ class SpeculatingLane(Lane):
             price = self._prices.proposal(self._lengths, asked)
         if draft.attention is None:
             return price
-        if self.chunks:
-            context = sum(seq.computed_tokens for seq, _ in self.chunks)
-            price += draft.prompts(self.chunk_tokens, self.chunk_pairs, context)
-            tokens += self.chunk_tokens
+        chunks = self.chunks
+        if chunks.members:
+            price += draft.prompts(chunks.tokens, chunks.pairs, chunks.context_tokens)
+            tokens += chunks.tokens
         return price + draft.computes(tokens)
 
     def _price(self, length: int) -> int:
@@ -203,16 +204,17 @@ class SpeculatingLane(Lane):
         kv_tokens = ragged.kv_tokens if num else 0
         proposing, accepted = self._verify() if num else (0, 0)
         emitted = self._total if num else 0
-        ends = self.ending
+        chunks = self.chunks
+        ends = chunks.ending
         log.start_ns.append(start_ns)
         log.segments.extend(
             (
                 num_iterations,  # several where the lane idles while other ranks do not
                 num,
                 kv_tokens,
-                len(self.chunks),
-                self.chunk_tokens,
-                self.chunk_pairs,
+                len(chunks.members),
+                chunks.tokens,
+                chunks.pairs,
                 emitted + ends,
                 self.used_pages,
                 self.num_waiting,

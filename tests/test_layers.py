@@ -41,9 +41,19 @@ LAYERS: tuple[set[str], ...] = (
     {"allocators", "costs", "routers", "schedulers", "speculation", "workloads"}
     | {"catalog", "defaults", "gpu_file", "hf_config", "huggingface", "profiles"},
     # 4: the loop
-    {"clashes", "cluster", "collect", "copying", "drafting", "experiment", "fleet", "forking"}
-    | {"host_copies", "kv_link", "lane", "lanes", "lockstep", "migration", "offload", "rank"}
-    | {"replica", "setup", "speculating", "switching", "typed_lane"},
+    {
+        "chunks",
+        "clashes",
+        "cluster",
+        "collect",
+        "copying",
+        "drafting",
+        "experiment",
+        "fleet",
+        "forking",
+    }
+    | {"forking", "host_copies", "kv_link", "lane", "lanes", "lockstep", "migration", "offload"}
+    | {"rank", "replica", "setup", "speculating", "switching", "typed_lane"},
     # 5: one run
     {"engine"},
     # 6: around a run
