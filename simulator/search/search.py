@@ -170,8 +170,10 @@ class _Search:
 
     def _report(self) -> None:
         if self.progress is not None:
-            done = sum(record.status != NOT_RUN for record in self.records)
-            self.progress(done, len(self.records), self.best)
+            # Without those known to be infeasible: they took no time, and would spoil an estimate.
+            left = [record for record in self.records if not record.candidate.reason]
+            done = sum(record.status != NOT_RUN for record in left)
+            self.progress(done, len(left), self.best)
 
     def outcome(self, interrupted: bool, wall_s: float) -> SearchOutcome:
         """The ranking and what follows from it."""
