@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ EVICTIONS = ("aligned", "queue")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Typed(_Growing):
+class _Typed(_Growing, ABC):
     """Pages by kind of layer; windows are freed as they slide, chunks in flight are held."""
 
     prefix_caching: bool = True  # where requests name their content
@@ -36,8 +37,9 @@ class _Typed(_Growing):
                 f"allocator.window_extra: expected an int >= 0 (got {self.window_extra!r})"
             )
 
+    @abstractmethod
     def _kinds(self, pool: Pool) -> list[Kind]:
-        raise NotImplementedError
+        """The kinds of layers, and the pool that each takes its pages from."""
 
     def _is_aligned(self) -> bool:
         return False

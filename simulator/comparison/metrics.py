@@ -39,32 +39,23 @@ class Metric:
         return "" if base == 0 or self.statistic == SUM else PERCENT
 
 
+def _latency(column: str, title: str, statistic: str, key: str = "") -> Metric:
+    return Metric(
+        key=f"{statistic}_{key or column}_ms",
+        title=f"{title} {statistic}",
+        unit="ms",
+        better=LOWER,
+        column=column,
+        statistic=statistic,
+    )
+
+
 METRICS = (
-    Metric(
-        key="mean_ttft_ms",
-        title="TTFT mean",
-        unit="ms",
-        better=LOWER,
-        column="ttft",
-        statistic=MEAN,
-    ),
-    Metric(
-        key="p99_ttft_ms", title="TTFT p99", unit="ms", better=LOWER, column="ttft", statistic=P99
-    ),
-    Metric(
-        key="mean_tpot_ms",
-        title="TPOT mean",
-        unit="ms",
-        better=LOWER,
-        column="tpot",
-        statistic=MEAN,
-    ),
-    Metric(
-        key="p99_tpot_ms", title="TPOT p99", unit="ms", better=LOWER, column="tpot", statistic=P99
-    ),
-    Metric(
-        key="mean_e2el_ms", title="E2E mean", unit="ms", better=LOWER, column="e2e", statistic=MEAN
-    ),
+    _latency("ttft", "TTFT", MEAN),
+    _latency("ttft", "TTFT", P99),
+    _latency("tpot", "TPOT", MEAN),
+    _latency("tpot", "TPOT", P99),
+    _latency("e2e", "E2E", MEAN, "e2el"),
     Metric(key="output_throughput", title="tokens/s", unit="", better=HIGHER),
     Metric(key="request_goodput", title="goodput /s", unit="", better=HIGHER),
     Metric(
